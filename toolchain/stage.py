@@ -1,0 +1,86 @@
+"""What a stage is: declared inputs, typed options, outputs and a version.
+
+A stage is one module in ``toolchain/stages`` with a module-level ``STAGE = StageDef(...)``, a frozen
+dataclass ``Options`` and a function ``run(ctx)``.  The module must import nothing heavy at its top
+level: the build process imports it to plan, and only the worker process calls ``run``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class StageDef:
+    """The static description of a stage.
+
+    Attributes:
+        name: e.g. ``"export"``.
+        version: raised whenever the same inputs and options would give another result.
+        run: ``"package.module:function"`` called in a worker with a :class:`StageContext`.
+        options: the frozen dataclass of its options.
+        tools: distributions whose versions are part of the key, e.g. ``("torch", "onnx")``.
+        worker: which preloaded worker runs it: ``"torch"``, ``"onnx"`` or ``"tvm"``.
+        user_code: whether it runs the repository's own Python; then imported files, opened files and
+            listed folders are traced and become part of what is checked before a cached result is used.
+        exclusive: whether it must run alone (a measurement).
+    """
+
+    name: str
+    version: int
+    run: str
+    options: type
+    tools: tuple[str, ...]
+    worker: str
+    user_code: bool = False
+    exclusive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StageContext:
+    """What ``run`` gets.
+
+    Attributes:
+        inputs: input name -> folder of that artifact (read-only).
+        options: an instance of the stage's ``Options``.
+        out: an existing empty folder; output ``NAME`` is the subfolder ``out / NAME``.
+        root: root of the user's repository; relative user paths start here.
+        dump_ir: folder for ``--dump-ir``, or None.
+    """
+
+    inputs: Mapping[str, Path]
+    options: Any
+    out: Path
+    root: Path
+    dump_ir: Path | None = None
+
+    def output(self, name: str) -> Path:
+        """The folder of output ``name``, created."""
+        folder = self.out / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """What ``run`` returns.
+
+    Attributes:
+        facts: JSON facts about the result, deterministic for the same key (no times, no paths);
+            a measurement's figures are the one exception.
+        refused: set when the stage ran properly and concluded that there is nothing to offer
+            (e.g. TVM lacks an operator): one line for the report.  Then there are no outputs and
+            stages that need them are skipped with this reason.
+    """
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    refused: str = ""
+
+
+def options_to_json(options: Any) -> dict[str, Any]:
+    """A stage's options as JSON for its key and for the worker."""
+    return dataclasses.asdict(options)
