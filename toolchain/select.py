@@ -1,0 +1,241 @@
+"""Chooses the engine of a bundle: the fastest one that holds every gate, with the reasons in words.
+
+A pure function of verdicts, measurements, gates and the profile's preferences: the same figures give
+the same choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from toolchain.errors import ExitCode
+
+if TYPE_CHECKING:
+    from toolchain.recipe import Gates
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One engine in the race.
+
+    Attributes:
+        precision, backend: e.g. ``"int8-static"``, ``"onnxruntime"``.
+        size: bytes of the engine's files.
+        verdict: facts of the verify stage, or None when it could not be run here.
+        measurement: this engine's row of the measure stage, or None.
+        refused: why there is no such engine; empty when there is one.
+        unverified: why there is no verdict.
+    """
+
+    precision: str
+    backend: str
+    size: int = 0
+    verdict: Mapping[str, Any] | None = None
+    measurement: Mapping[str, Any] | None = None
+    refused: str = ""
+    unverified: str = ""
+
+    @property
+    def id(self) -> str:
+        return f"{self.precision}/{self.backend}"
+
+    @property
+    def median_ms(self) -> float | None:
+        return float(self.measurement["median_ms"]) if self.measurement else None
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """One gate applied to one engine.  ``got`` is None when the figure does not exist; then ``held`` is
+    False, or True if the recipe allows unmeasured figures (``note`` says so)."""
+
+    gate: str
+    kind: ExitCode
+    limit: float
+    got: float | None
+    held: bool
+    note: str = ""
+
+    def describe(self) -> str:
+        got = "not measured" if self.got is None else f"{self.got:.6g}"
+        return f"{self.gate}: got {got}, limit {self.limit:g}" + (f" ({self.note})" if self.note else "")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "gate": self.gate,
+            "kind": self.kind.name.lower(),
+            "limit": self.limit,
+            "got": self.got,
+            "held": self.held,
+            "note": self.note,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the race: the contender, its gates and what became of it.
+
+    ``state``: ``"chosen"``, ``"passed"`` (slower, or later in the order of preference), ``"rejected"``
+    (a gate) or ``"not offered"``.
+    """
+
+    contender: Contender
+    gates: tuple[GateResult, ...]
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The outcome of the race for one target.
+
+    ``code`` is OK with a chosen contender, else the exit code of the gate that stood in the way.
+    """
+
+    chosen: Contender | None
+    rows: tuple[Row, ...]
+    reason: str
+    code: ExitCode = ExitCode.OK
+    failures: tuple[str, ...] = field(default=())
+
+
+def check_gates(contender: Contender, gates: Gates) -> tuple[GateResult, ...]:
+    """Apply every gate that the recipe sets to one contender."""
+    results: list[GateResult] = []
+
+    def check(name: str, kind: ExitCode, limit: float | None, got: float | None, at_least: bool = False) -> None:
+        if limit is None:
+            return
+        if got is None:
+            allowed = gates.unmeasured == "allow"
+            results.append(GateResult(name, kind, limit, None, allowed, "unmeasured is allowed" if allowed else ""))
+        else:
+            results.append(GateResult(name, kind, limit, got, got >= limit if at_least else got <= limit))
+
+    fidelity = (contender.verdict or {}).get("worst", {})
+    check("cosine", ExitCode.GATE_FIDELITY, gates.cosine, fidelity.get("cosine"), at_least=True)
+    check("max_abs_error", ExitCode.GATE_FIDELITY, gates.max_abs_error, fidelity.get("max_abs_error"))
+    check("max_rel_error", ExitCode.GATE_FIDELITY, gates.max_rel_error, fidelity.get("max_rel_error"))
+    check("agreement", ExitCode.GATE_FIDELITY, gates.agreement, fidelity.get("agreement"), at_least=True)
+    accuracy = (contender.verdict or {}).get("accuracy") or {}
+    check("accuracy_drop", ExitCode.GATE_ACCURACY, gates.accuracy_drop, accuracy.get("drop"))
+    check("min_accuracy", ExitCode.GATE_ACCURACY, gates.min_accuracy, accuracy.get("value"), at_least=True)
+    measured = contender.measurement or {}
+    check("latency_ms", ExitCode.GATE_LATENCY, gates.latency_ms, measured.get("median_ms"))
+    check("latency_p95_ms", ExitCode.GATE_LATENCY, gates.latency_p95_ms, measured.get("p95_ms"))
+    check("memory_mb", ExitCode.GATE_MEMORY, gates.memory_mb, measured.get("peak_mb"))
+    check("size_mb", ExitCode.GATE_SIZE, gates.size_mb, contender.size / 1e6)
+    return tuple(results)
+
+
+def select(
+    contenders: Sequence[Contender],
+    gates: Gates,
+    precisions: Sequence[str],
+    backends: Sequence[str],
+    require: str | None = None,
+) -> Selection:
+    """Run the race of one target.
+
+    Args:
+        precisions, backends: the profile's orders of preference, used where nothing was measured.
+        require: a precision that must be the one chosen.
+    """
+    states = [_judge(c, gates) for c in contenders]
+    passed = [c for c, (_, state, _) in zip(contenders, states, strict=True) if state == "passed"]
+    eligible = [c for c in passed if require is None or c.precision == require]
+    chosen, reason = _choose(eligible, precisions, backends)
+    if chosen is None:
+        code, reason, failures = _failure(contenders, states, require)
+    else:
+        code, failures = ExitCode.OK, ()
+        faster = _faster_float(chosen, passed) if require else None
+        if faster is not None:
+            code = ExitCode.GATE_NEVER_SLOWER
+            reason = (
+                f"the required {require} is slower: {chosen.id} takes {chosen.median_ms:.3f} ms, "
+                f"{faster.id} {faster.median_ms:.3f} ms"
+            )
+            failures, chosen = (reason,), None
+    rows = tuple(
+        _row(c, results, state, why, chosen, reason, require)
+        for c, (results, state, why) in zip(contenders, states, strict=True)
+    )
+    return Selection(chosen, rows, reason, code, failures)
+
+
+def _judge(contender: Contender, gates: Gates) -> tuple[tuple[GateResult, ...], str, str]:
+    if contender.refused:
+        return (), "not offered", contender.refused
+    if contender.verdict is None:
+        return (), "not offered", f"not verified: {contender.unverified}"
+    results = check_gates(contender, gates)
+    broken = [r.describe() for r in results if not r.held]
+    if problem := contender.verdict.get("problem"):
+        return results, "rejected", str(problem)
+    return results, "rejected" if broken else "passed", "; ".join(broken)
+
+
+def _choose(
+    eligible: Sequence[Contender], precisions: Sequence[str], backends: Sequence[str]
+) -> tuple[Contender | None, str]:
+    if not eligible:
+        return None, ""
+    measured = [c for c in eligible if c.median_ms is not None]
+    if measured:
+        best = min(measured, key=lambda c: (c.median_ms, precisions.index(c.precision), backends.index(c.backend)))
+        return best, f"the fastest of {len(measured)} measured engines that hold every gate"
+    best = min(eligible, key=lambda c: (backends.index(c.backend), precisions.index(c.precision)))
+    return best, "nothing was measured on this target: first in the profile's order of preference"
+
+
+def _faster_float(chosen: Contender, passed: Sequence[Contender]) -> Contender | None:
+    if chosen.median_ms is None:
+        return None
+    faster = [c for c in passed if c.precision != chosen.precision and (c.median_ms or 1e30) < chosen.median_ms]
+    return min(faster, key=lambda c: c.median_ms or 0.0, default=None)
+
+
+def _failure(
+    contenders: Sequence[Contender],
+    states: Sequence[tuple[tuple[GateResult, ...], str, str]],
+    require: str | None,
+) -> tuple[ExitCode, str, tuple[str, ...]]:
+    """The exit code and words when nothing is left: those of the engine that came closest."""
+    lines = tuple(f"{c.id}: {why or state}" for c, (_, state, why) in zip(contenders, states, strict=True))
+    rejected = [
+        [r for r in results if not r.held]
+        for c, (results, state, _) in zip(contenders, states, strict=True)
+        if state == "rejected" and (require is None or c.precision == require)
+    ]
+    named = f"no {require} engine" if require else "no engine"
+    broken = [results for results in rejected if results]
+    if broken:
+        closest = min(broken, key=len)
+        return closest[0].kind, f"{named} holds every gate", lines
+    if rejected:
+        return ExitCode.GATE_FIDELITY, f"{named} computes valid outputs", lines
+    return ExitCode.COMPILE, f"{named} could be built and verified", lines
+
+
+def _row(
+    contender: Contender,
+    results: tuple[GateResult, ...],
+    state: str,
+    why: str,
+    chosen: Contender | None,
+    reason: str,
+    require: str | None,
+) -> Row:
+    if contender is chosen:
+        return Row(contender, results, "chosen", reason)
+    if state != "passed":
+        return Row(contender, results, state, why)
+    if chosen is None:
+        return Row(contender, results, state, "holds every gate" + (f", but is not {require}" if require else ""))
+    if contender.median_ms is not None and chosen.median_ms:
+        ratio = contender.median_ms / chosen.median_ms
+        return Row(contender, results, state, f"{ratio:.2f} times the chosen engine's time")
+    return Row(contender, results, state, "holds every gate; later in the order of preference")
