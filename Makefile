@@ -1,0 +1,35 @@
+# Everything a person types here is one of: make demo, make test, make lint, make bench-build.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(shell cat requirements/all.txt pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
+
+.PHONY: demo test lint bench-build clean help
+
+help:
+	@echo "make demo         set up, build the digits recipe for all its targets and run one bundle"
+	@echo "make test         set up and pass all checks and tests"
+	@echo "make lint         the quick checks only"
+	@echo "make bench-build  print the build-time figures of the README"
+
+demo: $(STAMP)
+	@sh .ci/demo $(BIN)
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench-build: $(STAMP)
+	$(BIN)/python benchmarks/bench_build.py
+
+$(STAMP): requirements/all.txt pyproject.toml
+	@PYTHON=$(PYTHON) sh .ci/setup $(VENV)
+	@rm -f $(VENV)/.installed-* && touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info artifacts/*/

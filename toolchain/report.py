@@ -1,0 +1,152 @@
+"""The report of one target: what was done, measured, chosen and why, as JSON and as Markdown.
+
+Everything in it is either deterministic or a recorded measurement: no build times, no paths, no user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from toolchain.select import Row, Selection
+
+SCHEMA = 1
+
+
+def build_report(
+    *,
+    name: str,
+    version: str,
+    target: str,
+    selection: Selection,
+    stages: Mapping[str, Mapping[str, Any]],
+    measurement: Mapping[str, Any] | None,
+    unmeasured: str,
+    tools: Mapping[str, str],
+) -> dict[str, Any]:
+    """The report as a JSON value.
+
+    Args:
+        stages: facts by stage id (export, optimize, quantize, compile).
+        measurement: facts of the measure stage, or None.
+        unmeasured: why nothing was measured, if so.
+    """
+    return {
+        "schema": SCHEMA,
+        "name": name,
+        "version": version,
+        "target": target,
+        "chosen": selection.chosen.id if selection.chosen else None,
+        "reason": selection.reason,
+        "outcome": selection.code.name.lower(),
+        "engines": [_row_json(row) for row in selection.rows],
+        "measured": {
+            "where": "on this target's own kind of machine" if measurement else "not measured",
+            "why_not": "" if measurement else unmeasured,
+            **({k: measurement[k] for k in ("host", "threads", "shapes")} if measurement else {}),
+        },
+        "stages": stages,
+        "tools": dict(sorted(tools.items())),
+    }
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    contender = row.contender
+    verdict = contender.verdict or {}
+    return {
+        "engine": contender.id,
+        "precision": contender.precision,
+        "backend": contender.backend,
+        "state": row.state,
+        "reason": row.reason,
+        "gates": [gate.to_json() for gate in row.gates],
+        "size_bytes": contender.size or None,
+        "evidence": verdict.get("evidence"),
+        "samples": verdict.get("samples"),
+        "fidelity": verdict.get("worst"),
+        "outputs": verdict.get("outputs"),
+        "accuracy": verdict.get("accuracy"),
+        "measurement": dict(contender.measurement) if contender.measurement else None,
+    }
+
+
+def to_markdown(report: Mapping[str, Any]) -> str:
+    """The report for a person."""
+    lines = [f"# {report['name']} {report['version']} for {report['target']}", ""]
+    chosen = report["chosen"] or "none"
+    lines += [f"**Engine: {chosen}** ({report['reason']}).", ""]
+    lines += table(HEADER, [race_cells(row) for row in report["engines"]])
+    measured = report["measured"]
+    if measured.get("host"):
+        host = measured["host"]
+        shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in measured["shapes"].items())
+        lines += ["", f"Measured on {host['cpu_model']} with {measured['threads']} threads, {shapes}."]
+    else:
+        lines += ["", f"Not measured: {measured['why_not']}."]
+    proxies = {row["engine"] for row in report["engines"] if row["evidence"] == "proxy"}
+    if proxies:
+        lines += ["", "`proxy`: outputs verified with the same engine on the build machine, not on the target."]
+    lines += ["", "## Why", ""]
+    lines += [f"- {row['engine']}: {row['state']}: {row['reason']}" for row in report["engines"]]
+    gates = [g for row in report["engines"] if row["engine"] == report["chosen"] for g in row["gates"]]
+    if gates:
+        lines += ["", "## Gates of the chosen engine", ""]
+        lines += table(
+            ("gate", "got", "limit", "held"),
+            [(g["gate"], number(g["got"]), number(g["limit"]), "yes" if g["held"] else "NO") for g in gates],
+        )
+    unquantized = [
+        (stage.removeprefix("quantize:").removeprefix("mixed:"), facts.get("unquantized"))
+        for stage, facts in report["stages"].items()
+        if facts.get("unquantized")
+    ]
+    if unquantized:
+        lines += ["", "## What stayed unquantized", ""]
+        for precision, entries in unquantized:
+            lines += [f"- {precision}: {line}" for line in summarize_unquantized(entries)]
+    lines += ["", "## Tools", "", ", ".join(f"{name} {version}" for name, version in report["tools"].items()), ""]
+    return "\n".join(lines)
+
+
+HEADER = ("engine", "state", "accuracy", "drop", "cosine", "median ms", "p95 ms", "load ms", "peak MB", "size MB")
+
+
+def race_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """One row of the race table as text cells, in the order of :data:`HEADER`."""
+    accuracy, measured, fidelity = row["accuracy"] or {}, row["measurement"] or {}, row["fidelity"] or {}
+    evidence = " (proxy)" if row["evidence"] == "proxy" else ""
+    return (
+        row["engine"],
+        row["state"],
+        number(accuracy.get("value"), 4) + (evidence if accuracy else ""),
+        number(accuracy.get("drop"), 4),
+        number(fidelity.get("cosine"), 5),
+        number(measured.get("median_ms"), 3),
+        number(measured.get("p95_ms"), 3),
+        number(measured.get("load_ms"), 1),
+        number(measured.get("peak_mb"), 1),
+        number(row["size_bytes"] / 1e6, 3) if row["size_bytes"] else "-",
+    )
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def number(value: float | None, digits: int = 6) -> str:
+    """A figure, or ``-`` when there is none."""
+    if value is None:
+        return "-"
+    text = f"{value:.{digits}f}"
+    return f"{value:.3g}" if float(text) == 0 and value != 0 else text
+
+
+def summarize_unquantized(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Group ``[{"op_type", "reason", ...}]`` by operator and reason: one line each."""
+    counts: dict[tuple[str, str], int] = {}
+    for entry in entries:
+        key = (str(entry.get("op_type", "?")), str(entry.get("reason", "?")))
+        counts[key] = counts.get(key, 0) + 1
+    return [f"{count} x {op}: {reason}" for (op, reason), count in sorted(counts.items())]
