@@ -37,6 +37,7 @@ class Node:
         extra: further facts that can change the result, e.g. the host's processor for a measurement.
         target: the target it belongs to, or "" when it serves all.
         failure: exit code when its child crashes.
+        tolerant: a crash or a missing tool costs this node alone: it is reported and the build goes on.
     """
 
     id: str
@@ -47,6 +48,7 @@ class Node:
     extra: Mapping[str, Any] = field(default_factory=dict)
     target: str = ""
     failure: ExitCode = ExitCode.INTERNAL
+    tolerant: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ class WorkerPool:
     def __init__(self) -> None:
         self._zygotes: dict[str, _Zygote] = {}
         self._lock = threading.Lock()
+        self._closed = False
 
     def call(self, group: str, function: str, request: dict[str, Any], reply: Path, log: Path) -> ChildEnd:
         """Run ``function`` (``"module:name"``, taking and returning a JSON dict) in a child of ``group``.
@@ -69,6 +70,8 @@ class WorkerPool:
             log: file that gets the child's standard output and error.
         """
         with self._lock:
+            if self._closed:
+                raise ToolchainError("the build was interrupted", code=ExitCode.INTERRUPTED)
             zygote = self._zygotes.get(group)
             if zygote is None or not zygote.alive():
                 zygote = self._zygotes[group] = _Zygote(group)
@@ -79,6 +82,7 @@ class WorkerPool:
     def close(self) -> None:
         """End all zygotes and children, running ones included."""
         with self._lock:
+            self._closed = True
             zygotes, self._zygotes = list(self._zygotes.values()), {}
         for zygote in zygotes:
             zygote.close()

@@ -1,0 +1,14 @@
+"""The commands in the order in which ``--help`` lists them, each with its one-line help."""
+
+COMMANDS: dict[str, str] = {
+    "build": "Build a recipe into a release of verified bundles.",
+    "run": "Run a bundle on .npy, .npz, image or JSON inputs.",
+    "inspect": "Show what a release or bundle holds, promises and measured.",
+    "verify": "Check a bundle's digests and outputs, or that a recipe reproduces.",
+    "diff": "Compare two releases or bundles.",
+    "why": "Say why each stage of a recipe would run or not.",
+    "targets": "List target profiles, or explain one.",
+    "cache": "Show the size of the stage cache, or prune it.",
+    "init": "Write a recipe, a Makefile fragment and a CI workflow for a model.",
+    "doctor": "Say what this machine can build, run and measure.",
+}
