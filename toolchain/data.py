@@ -19,7 +19,6 @@ from toolchain.errors import ExitCode, ToolchainError, did_you_mean
 from toolchain.specs import DimSpec, InputSpec, Signature
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
@@ -129,12 +128,13 @@ def normalise(item: Any, signature: Signature, number: int) -> Batch:
     if isinstance(item, tuple | list) and len(item) == 2:
         item, labels = item
     elif isinstance(item, tuple | list):
-        raise _bad(where, f"a {type(item).__name__} of {len(item)} elements; allowed: a dict, an array, (inputs, labels)")
+        kind = type(item).__name__
+        raise _bad(where, f"a {kind} of {len(item)} elements; allowed: a dict, an array, (inputs, labels)")
     named = _named_inputs(item, signature, where)
     inputs = {name: _to_array(value, f"{where}, input {name!r}") for name, value in named.items()}
     sizes: dict[str, int] = {}
     for spec in signature.inputs:
-        inputs[spec.name] = _check_input(inputs[spec.name], spec, signature.dims, sizes, f"{where}, input {spec.name!r}")
+        _check_input(inputs[spec.name], spec, signature.dims, sizes, f"{where}, input {spec.name!r}")
     for name, array in inputs.items():
         _check_finite(array, f"{where}, input {name!r}")
     if labels is None:
@@ -208,15 +208,14 @@ def _to_array(value: Any, where: str) -> Array:
     return array.astype(np.float32) if plain and array.dtype == np.float64 else array
 
 
-def _check_input(
-    array: Array, spec: InputSpec, dims: Mapping[str, DimSpec], sizes: dict[str, int], where: str
-) -> Array:
+def _check_input(array: Array, spec: InputSpec, dims: Mapping[str, DimSpec], sizes: dict[str, int], where: str) -> None:
     import numpy as np
 
     expected = f"declared {spec.dtype}[{','.join(map(str, spec.shape))}]"
     got = f"{array.dtype}[{','.join(map(str, array.shape))}]"
     if array.dtype != np.dtype(spec.dtype):
-        raise _bad(where, f"got {got}; {expected}", f"call .astype({spec.dtype!r}) on it, or correct the recipe's dtype")
+        hint = f"call .astype({spec.dtype!r}) on it, or correct the recipe's dtype"
+        raise _bad(where, f"got {got}; {expected}", hint)
     if array.ndim != len(spec.shape):
         raise _bad(where, f"got {got} with {array.ndim} axes; {expected} has {len(spec.shape)}")
     for axis, (size, wanted) in enumerate(zip(array.shape, spec.shape, strict=True)):
@@ -226,12 +225,12 @@ def _check_input(
             continue
         dim = dims[wanted]
         if not dim.min <= size <= dim.max:
-            hint = "yield smaller batches, or raise the dimension's max" if dim.batch else f"change [model.dims.{wanted}]"
+            hint = "yield batches within it, or " if dim.batch else ""
+            hint += f"change min or max in [model.dims.{wanted}]"
             raise _bad(where, f"got {got}: {wanted!r} is {size}; allowed: {dim.min} to {dim.max}", hint)
         if sizes.setdefault(wanted, size) != size:
             raise _bad(where, f"got {got}: {wanted!r} is {size}, but {sizes[wanted]} in another input of this batch")
     _check_range(array, spec, where)
-    return array
 
 
 def _check_range(array: Array, spec: InputSpec, where: str) -> None:

@@ -117,7 +117,8 @@ class Signature:
 
     def check_sizes(self) -> list[dict[str, int]]:
         """Sizes at which a converted model is compared with the one before: the example, then for each
-        dynamic dimension its minimum and another size, the other dimensions staying at the example."""
+        dynamic dimension its minimum and another size, the other dimensions staying at the example.
+        """
         example = self.example_sizes()
         found = [example]
         for dim in self.used_dims:

@@ -179,7 +179,8 @@ def _import_file(path: Path, root: Path, reference: str) -> ModuleType:
             sys.path.remove(folder)
         sys.path.insert(0, folder)
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

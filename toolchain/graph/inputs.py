@@ -20,6 +20,8 @@ def random_inputs(
     within their range, both ends included; booleans fair coins.
 
     Args:
+        signature: the inputs.
+        generator: source of randomness.
         sizes: a size for every named dimension.
         default_high: for integers without a range use 0 to this; None: such an input is an error.
 

@@ -1,0 +1,93 @@
+"""contract.json: what a model takes and gives, and a check of a stored ONNX model against it."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolchain.errors import ExitCode, ToolchainError
+from toolchain.specs import Signature
+
+if TYPE_CHECKING:
+    import onnx
+
+SCHEMA = 1
+
+
+def make_contract(path: Path, signature: Signature, preprocessing: str) -> dict[str, Any]:
+    """The contract of the stored model, its inputs as declared, its outputs as shape inference knows them.
+
+    An output axis is an int, the name of a declared dimension, or null where it is neither.
+    """
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    inputs = [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape), "pad": s.pad} for s in signature.inputs]
+    dims = {dim.name: dim.to_json() for dim in signature.used_dims}
+    outputs = [_output(value, dims) for value in model.graph.output]
+    return {"schema": SCHEMA, "inputs": inputs, "outputs": outputs, "dims": dims, "preprocessing": preprocessing}
+
+
+def differences(path: Path, contract: dict[str, Any]) -> list[str]:
+    """How the stored model's inputs and outputs differ from the contract; empty when it keeps it."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    found: list[str] = []
+    for kind, values in (("inputs", graph.input), ("outputs", graph.output)):
+        weights = {tensor.name for tensor in graph.initializer}
+        actual = [_output(v, contract["dims"]) for v in values if v.name not in weights]
+        expected = contract[kind]
+        if [v["name"] for v in actual] != [v["name"] for v in expected]:
+            found.append(f"{kind} are {[v['name'] for v in actual]} instead of {[v['name'] for v in expected]}")
+            continue
+        for got, want in zip(actual, expected, strict=True):
+            shape = [_frozen(axis, contract["dims"]) for axis in want["shape"]]
+            if got["dtype"] != want["dtype"] or not _same_shape(got["shape"], shape):
+                found.append(
+                    f"{kind[:-1]} {want['name']!r} is {got['dtype']}{got['shape']} instead of {want['dtype']}{shape}"
+                )
+    return found
+
+
+def check_model(path: Path, code: ExitCode) -> None:
+    """onnx.checker with full shape inference, by path (so also beyond 2 GB).
+
+    Raises:
+        ToolchainError: with ``code`` when the model is not valid.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:
+        raise ToolchainError(
+            f"the converted model is not valid ONNX: {' '.join(str(error).split())[:300]}",
+            where=path.name,
+            hint="this is a fault of the converter: report it with the output of --debug",
+            code=code,
+            debug=traceback.format_exc(),
+        ) from error
+
+
+def _output(value: onnx.ValueInfoProto, dims: dict[str, Any]) -> dict[str, Any]:
+    import onnx
+
+    tensor = value.type.tensor_type
+    shape: list[int | str | None] = []
+    for dim in tensor.shape.dim:
+        known = dim.dim_param if dim.dim_param in dims else None
+        shape.append(dim.dim_value if dim.HasField("dim_value") else known)
+    return {"name": value.name, "dtype": str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)), "shape": shape}
+
+
+def _frozen(axis: int | str | None, dims: dict[str, Any]) -> int | str | None:
+    if isinstance(axis, str) and dims[axis]["min"] == dims[axis]["max"]:
+        return int(dims[axis]["min"])
+    return axis
+
+
+def _same_shape(got: list[Any], want: list[Any]) -> bool:
+    # An unknown axis (None) may become known, never a named or fixed one another.
+    return len(got) == len(want) and all(b is None or a == b for a, b in zip(got, want, strict=True))
