@@ -1,0 +1,238 @@
+"""compile_tvm: a candidate as a native library made by TVM, or a refusal that names the operator or phase."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolchain.stage import StageContext, StageDef, StageResult
+
+if TYPE_CHECKING:
+    import onnx
+
+    from toolchain.specs import Signature
+    from toolchain.tvm.compare import Comparison, Reference
+    from toolchain.tvm.link import Linker
+    from toolchain.tvm.pipeline import Machine, Notes
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Options of the compile_tvm stage, taken from the target profile.
+
+    Attributes:
+        target: TVM's target, the profile's ``[tvm] target``.
+        kind: ``"cpu"`` or ``"cuda"``.
+        arch: architecture of the (host) code, ``"x86_64"`` or ``"aarch64"``.
+        native: whether this machine can run code for the target; then the library itself is checked.
+        vector_bits: width of a vector register in bits.
+        registers: number of vector registers.
+        linker: see :class:`toolchain.tvm.link.Linker`.
+        libc_min: lowest glibc that the library must load on, or "".
+        precision: name of the candidate, written to engine.json.
+    """
+
+    target: Mapping[str, Any]
+    kind: str
+    arch: str
+    native: bool
+    vector_bits: int
+    registers: int
+    linker: str
+    libc_min: str
+    precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Variant:
+    """One library: its sizes ({} for dynamic ones) and the model that it is made of."""
+
+    sizes: Mapping[str, int]
+    model: onnx.ModelProto
+
+
+@dataclass(slots=True)
+class _Job:
+    """What every step of one run needs."""
+
+    options: Options
+    signature: Signature
+    reference: Reference
+    linker: Linker
+    machine: Machine
+    folder: Path
+    dump: Path | None
+
+
+def run(ctx: StageContext) -> StageResult:
+    """Input ``onnx``; output ``engine``: engine.json, contract.json and one library per size variant.
+
+    Raises:
+        ToolchainError: MISSING_TOOL, COMPILE or BAD_TARGET: nothing wrong with the model.
+    """
+    import onnx
+
+    from toolchain.specs import Signature
+    from toolchain.tvm.compare import Reference
+    from toolchain.tvm.importer import check_operators
+    from toolchain.tvm.library import Refusal
+    from toolchain.tvm.link import Linker
+    from toolchain.tvm.pipeline import Machine
+    from toolchain.tvm.sizes import conform_inputs
+
+    options: Options = ctx.options
+    source = ctx.inputs["onnx"]
+    signature = Signature.from_contract(json.loads((source / "contract.json").read_text()))
+    model = onnx.load(source / "model.onnx")
+    conform_inputs(model, signature)
+    linker = Linker(options.linker, options.arch, options.libc_min)
+    linker.check()
+    machine = Machine(dict(options.target), options.kind, options.arch, options.vector_bits, options.registers)
+    try:
+        check_operators(model)
+        folder = ctx.out / "parts"
+        folder.mkdir()
+        reference = Reference(source / "model.onnx")
+        job = _Job(options, signature, reference, linker, machine, folder, ctx.dump_ir)
+        facts = _compile_sizes(job, model)
+    except Refusal as refusal:
+        shutil.rmtree(ctx.out / "parts", ignore_errors=True)
+        return StageResult(refused=str(refusal))
+    return StageResult(_write_engine(ctx, folder, facts))
+
+
+def _compile_sizes(job: _Job, model: onnx.ModelProto) -> dict[str, Any]:
+    """Compiles with the sizes as they are, or else one library per combination of buckets.
+
+    Raises:
+        Refusal: neither did.
+    """
+    from toolchain.tvm.library import Refusal
+    from toolchain.tvm.sizes import bucket_variants, exact_dims, fix_sizes
+
+    try:
+        return _compile_variants(job, [_Variant({}, model)])
+    except Refusal as refusal:
+        if not job.signature.used_dims:
+            raise
+        why = str(refusal)
+    variants = [_Variant(sizes, fix_sizes(model, sizes)) for sizes in bucket_variants(job.signature, why)]
+    facts = _compile_variants(job, variants)
+    return {**facts, "fixed_because": why, "exact_size_dims": exact_dims(job.signature)}
+
+
+def _compile_variants(job: _Job, variants: list[_Variant]) -> dict[str, Any]:
+    from toolchain.tvm.compare import rounded
+    from toolchain.tvm.importer import operator_counts
+    from toolchain.tvm.pipeline import Notes
+
+    notes, checks, files = Notes(), [], []
+    for variant in variants:
+        checks.append(_compile_one(job, variant, notes, single=len(variants) == 1))
+        files.append({"file": _file_name(variant, len(variants) == 1), "sizes": dict(variant.sizes)})
+    skipped = next((c.skipped for c in checks if c.skipped), "")
+    return {
+        "variants": files,
+        "unscheduled": sorted(set(notes.unscheduled)),
+        "functions": notes.functions,
+        "linker": job.options.linker,
+        "operators": dict(operator_counts(variants[-1].model)),
+        "checked": f"no: {skipped}" if skipped else _how_checked(job.options),
+        "max_abs_error": None if skipped else rounded(max(c.max_abs_error for c in checks)),
+    }
+
+
+def _how_checked(options: Options) -> str:
+    if options.native and options.kind == "cpu":
+        return "native"
+    return "proxy on build host cpu" if options.kind == "cuda" else "proxy on build host"
+
+
+def _file_name(variant: _Variant, single: bool) -> str:
+    from toolchain.tvm.sizes import variant_name
+
+    return "model.so" if single else f"model-{variant_name(variant.sizes)}.so"
+
+
+def _compile_one(job: _Job, variant: _Variant, notes: Notes, *, single: bool) -> Comparison:
+    """Imports, compiles, links and checks one variant.
+
+    Raises:
+        Refusal: it can't be imported or compiled, or computes something else than ONNX Runtime.
+    """
+    from toolchain.tvm.compare import Library, compare_all
+    from toolchain.tvm.importer import import_model
+    from toolchain.tvm.library import Refusal
+    from toolchain.tvm.link import link_executable
+    from toolchain.tvm.pipeline import compile_module
+    from toolchain.tvm.sizes import variant_name
+
+    module = import_model(variant.model)
+    dump = job.dump / variant_name(variant.sizes) if job.dump is not None and variant.sizes else job.dump
+    executable = compile_module(module, job.machine, notes, dump)
+    library = job.folder / _file_name(variant, single)
+    link_executable(executable, job.linker, library)
+    sizes = [dict(variant.sizes)] if variant.sizes else job.signature.check_sizes()
+    if _how_checked(job.options) == "native":
+        result = compare_all(Library(library), job.reference, job.signature, sizes)
+    else:
+        result = _check_by_proxy(job, module, sizes)
+    if result.problem:
+        raise Refusal(f"TVM computes something else than ONNX Runtime: {result.problem}")
+    return result
+
+
+def _check_by_proxy(job: _Job, module: Any, sizes: list[dict[str, int]]) -> Comparison:
+    """The same import and the same generic schedules, compiled for this machine, against ONNX Runtime."""
+    import platform
+    import tempfile
+
+    from toolchain.tvm.compare import Library, compare_all
+    from toolchain.tvm.link import Linker, link_executable
+    from toolchain.tvm.pipeline import Machine, Notes, compile_module
+
+    arch = platform.machine()
+    # No processor is named: the answer must not depend on which machine builds.
+    target = {"kind": "llvm", "mtriple": f"{arch}-linux-gnu"}
+    bits = job.options.vector_bits if job.options.kind == "cpu" else 128
+    machine = Machine(target, "cpu", arch, bits, job.options.registers)
+    linker = Linker("cc" if shutil.which("cc") else "zig", arch, "")
+    with tempfile.TemporaryDirectory(prefix="toolchain-proxy-") as temporary:
+        library = Path(temporary) / "proxy.so"
+        link_executable(compile_module(module, machine, Notes()), linker, library)
+        return compare_all(Library(library), job.reference, job.signature, sizes)
+
+
+def _write_engine(ctx: StageContext, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Moves the libraries into the output and describes them; returns the facts with their size."""
+    options: Options = ctx.options
+    output = ctx.output("engine")
+    size = 0
+    for variant in facts["variants"]:
+        size += (folder / variant["file"]).stat().st_size
+        shutil.move(folder / variant["file"], output / variant["file"])
+    shutil.rmtree(folder)
+    shutil.copyfile(ctx.inputs["onnx"] / "contract.json", output / "contract.json")
+    engine = {
+        "schema": 1,
+        "backend": "tvm",
+        "precision": options.precision,
+        "device": options.kind,
+        "variants": facts["variants"],
+    }
+    (output / "engine.json").write_text(json.dumps(engine, sort_keys=True, indent=1) + "\n")
+    return {**facts, "bytes": size}
+
+
+STAGE = StageDef(
+    name="compile_tvm",
+    version=1,
+    run="toolchain.stages.compile_tvm:run",
+    options=Options,
+    tools=("apache-tvm", "onnx", "onnxruntime", "onnxslim", "numpy", "ziglang"),
+    worker="tvm",
+)

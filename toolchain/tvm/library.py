@@ -1,0 +1,35 @@
+"""Loading TVM without torch, and the one exception with which this package declines a model."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+
+class Refusal(Exception):  # noqa: N818 - not an error: a result that the stage reports
+    """TVM has nothing to offer for this model; the message is one line for the report."""
+
+
+def load_tvm() -> Any:
+    """The ``tvm`` package.
+
+    tvm_ffi imports torch when it finds it, which costs two seconds and 200 MB and gives nothing here, so
+    torch is blocked for the rest of the process unless something has already loaded it.
+    """
+    if "torch" not in sys.modules:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    with warnings.catch_warnings():
+        # Deprecations inside TVM's own modules are none of the caller's.
+        warnings.simplefilter("ignore")
+        import tvm
+        import tvm.relax
+        import tvm.relax.frontend.onnx
+
+    return tvm
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """The last non-empty line of an exception's text: TVM puts its stack before its message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:limit]

@@ -1,0 +1,133 @@
+"""Linking a compiled executable into one shared library: for this machine or another, always the same bytes.
+
+The objects come from LLVM and don't depend on the folder.  What does is the linker's doing: GNU ld's build ID
+(hashed over debug sections that are stripped later), and paths.  So no build ID, nothing but what the code
+needs, and the linker runs inside its own folder with fixed, relative file names.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolchain.errors import ExitCode, ToolchainError
+
+_COMMON = ("-shared", "-s", "--build-id=none", "--gc-sections")
+_LLD_EMULATION = {"x86_64": "elf_x86_64", "aarch64": "aarch64linux"}
+_ZIG_TRIPLE = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
+_TIMEOUT_S = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Linker:
+    """How to link.
+
+    Attributes:
+        name: ``"cc"`` (this machine's C compiler), ``"zig"`` (lld from the ziglang package, against stubs
+            that name libc and libm without versions), ``"zig-cc"`` (zig's C compiler with the profile's
+            glibc), or the name of a C compiler driver on PATH, e.g. ``"aarch64-linux-gnu-gcc"``.
+        arch: ``"x86_64"`` or ``"aarch64"``.
+        libc_min: lowest glibc that the library must load on, e.g. ``"2.28"``; "" for no limit.
+    """
+
+    name: str
+    arch: str
+    libc_min: str
+
+    def check(self) -> None:
+        """Raises ToolchainError MISSING_TOOL if the linker isn't installed, COMPILE if it can't link for ``arch``."""
+        if self.arch not in _LLD_EMULATION:
+            allowed = ", ".join(_LLD_EMULATION)
+            raise _error(f"got the architecture {self.arch!r}; this version links for {allowed}", "target.arch")
+        if self.name.startswith("zig"):
+            if self.name not in ("zig", "zig-cc"):
+                raise _error(f"got linker {self.name!r}; allowed: cc, zig, zig-cc, or a C compiler on PATH")
+            if importlib.util.find_spec("ziglang") is None:
+                raise _missing(
+                    f"linker {self.name!r} needs the Python package ziglang, which is not installed",
+                    "pip install 'ziglang>=0.13,<0.17'",
+                )
+            return
+        if shutil.which(self.name) is None:
+            package = {"cc": "gcc", "gcc": "gcc", "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu"}.get(self.name)
+            install = f"apt-get install {package}" if package else f"install {self.name} and put it on PATH"
+            raise _missing(f"linker {self.name!r} is not on PATH", install)
+        if self.name == "cc" and platform.machine() != self.arch:
+            raise _error(f"linker 'cc' links for this machine ({platform.machine()}), not for {self.arch}")
+
+    def link(self, objects: list[str], folder: Path) -> None:
+        """Links ``objects`` (names inside ``folder``) to ``folder / "model.so"``.
+
+        Raises:
+            ToolchainError: COMPILE with the linker's message.
+        """
+        if self.name == "zig":
+            lld = [sys.executable, "-m", "ziglang", "ld.lld", "-m", _LLD_EMULATION[self.arch]]
+            (folder / "empty.ld").write_text("")
+            for library in ("libm", "libc"):
+                self._call([*lld, "-shared", "-soname", f"{library}.so.6", "-o", f"{library}.so", "empty.ld"], folder)
+            self._call([*lld, *_COMMON, "-o", "model.so", *objects, "libm.so", "libc.so"], folder)
+            return
+        if self.name == "zig-cc":
+            triple = _ZIG_TRIPLE[self.arch] + (f".{self.libc_min}" if self.libc_min else "")
+            driver = [sys.executable, "-m", "ziglang", "cc", "-target", triple]
+        else:
+            driver = [self.name]
+        flags = ["-shared", "-s", "-Wl,--build-id=none,--gc-sections"]
+        self._call([*driver, *flags, "-o", "model.so", *objects, "-lm"], folder)
+
+    def _call(self, command: list[str], folder: Path) -> None:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+        if done.returncode:
+            lines = (done.stderr or done.stdout).strip().splitlines()
+            raise ToolchainError(
+                f"linker {self.name!r} failed with status {done.returncode} for {self.arch}",
+                where="target.tvm.linker",
+                details=lines[-5:],
+                hint="choose another linker in the target profile's [tvm] table",
+                code=ExitCode.COMPILE,
+            )
+
+
+def link_executable(executable: Any, linker: Linker, output: Path) -> None:
+    """Writes a compiled TVM executable as the shared library ``output``.
+
+    Raises:
+        ToolchainError: MISSING_TOOL or COMPILE: no such linker, it failed, it made a library for another machine,
+            or one that demands a newer glibc than the profile promises.
+    """
+    from toolchain.tvm.elf import glibc_newer_than, read_elf
+
+    linker.check()
+    with tempfile.TemporaryDirectory(prefix="toolchain-link-") as temporary:
+        folder = Path(temporary)
+
+        def link(_name: str, files: list[str]) -> None:
+            linker.link([Path(file).name for file in files], folder)
+
+        executable.export_library(str(folder / "model.so"), fcompile=link, workspace_dir=str(folder))
+        shutil.copyfile(folder / "model.so", output)
+    info = read_elf(output)
+    if info.machine != linker.arch:
+        raise _error(f"linker {linker.name!r} made a library for {info.machine}, not for {linker.arch}")
+    if linker.libc_min and (newer := glibc_newer_than(info, linker.libc_min)):
+        raise _error(
+            f"linker {linker.name!r} bound the library to {', '.join(newer)}, but the target promises glibc "
+            f"{linker.libc_min}",
+            hint='set linker = "zig" in the target profile\'s [tvm] table',
+        )
+
+
+def _error(what: str, where: str = "target.tvm.linker", hint: str = "") -> ToolchainError:
+    return ToolchainError(what, where=where, hint=hint, code=ExitCode.COMPILE)
+
+
+def _missing(what: str, install: str) -> ToolchainError:
+    return ToolchainError(what, where="target.tvm.linker", hint=install, code=ExitCode.MISSING_TOOL)

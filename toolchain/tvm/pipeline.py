@@ -1,0 +1,242 @@
+"""The compile pipeline: one ordered list of phases in numbered groups, and the IR after each on request.
+
+Groups: import; canonicalize; fold; legalize; fuse; schedule; plan (memory); lower; codegen; link.  The first is
+:mod:`toolchain.tvm.importer`, the last :mod:`toolchain.tvm.link`; the others are :data:`PHASES` and
+:func:`compile_module`.  After each, ``--dump-ir`` gets ``<NN>-<phase>.py``: the module as TVMScript, large
+constants left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from toolchain.errors import ExitCode, ToolchainError
+from toolchain.tvm.library import Refusal, load_tvm, one_line
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the phases need to know of the target.
+
+    Attributes:
+        target: TVM's target, e.g. ``{"kind": "llvm", "mtriple": ..., "mcpu": ...}``; may hold a ``"host"``.
+        kind: ``"cpu"`` or ``"cuda"``.
+        arch: architecture of the host code: ``"x86_64"`` or ``"aarch64"``.
+        vector_bits: width of a vector register in bits (CPU).
+        registers: number of vector registers (CPU).
+    """
+
+    target: dict[str, Any]
+    kind: str
+    arch: str
+    vector_bits: int = 128
+    registers: int = 16
+
+    def tvm_target(self) -> Any:
+        """The ``tvm.target.Target``.
+
+        Raises:
+            ToolchainError: BAD_TARGET: TVM rejects it.
+        """
+        tvm = load_tvm()
+        spec = dict(self.target)
+        if self.kind == "cuda":
+            # Without a host TVM would compile the host code for the machine that runs the compiler.
+            spec.setdefault("host", {"kind": "llvm", "mtriple": f"{self.arch}-linux-gnu"})
+        try:
+            return tvm.target.Target(spec)
+        except Exception as error:
+            raise ToolchainError(
+                f"TVM rejects the target: {one_line(error)}", where="target.tvm.target", code=ExitCode.BAD_TARGET
+            ) from error
+
+
+@dataclass(slots=True)
+class Notes:
+    """What a compilation found out: functions left without a schedule, and how many there are in all."""
+
+    unscheduled: list[str] = field(default_factory=list)
+    functions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One step; ``make`` gives the passes to run in order, for a machine."""
+
+    group: int
+    name: str
+    purpose: str
+    make: Callable[[Machine, Notes], list[Any]]
+
+
+def _canonicalize(_machine: Machine, _notes: Notes) -> list[Any]:
+    from tvm.relax import transform
+
+    return [
+        transform.CanonicalizeBindings(),
+        transform.DecomposeOpsForInference(),
+        transform.Normalize(),
+        transform.EliminateCommonSubexpr(),
+    ]
+
+
+def _fold(_machine: Machine, _notes: Notes) -> list[Any]:
+    from tvm.relax import transform
+
+    return [transform.FoldConstant(), transform.DeadCodeElimination()]
+
+
+def _dispatch(_machine: Machine, _notes: Notes) -> list[Any]:
+    from tvm.relax import backend
+
+    return [backend.DispatchSampling(), backend.DispatchSortScan()]
+
+
+def _legalize(machine: Machine, _notes: Notes) -> list[Any]:
+    from tvm.relax import transform
+
+    from toolchain.tvm.legalize_cpu import legalizers
+
+    return [transform.LegalizeOps(legalizers(machine.vector_bits) if machine.kind == "cpu" else None)]
+
+
+def _annotate(_machine: Machine, _notes: Notes) -> list[Any]:
+    from tvm.relax import transform
+
+    return [transform.AnnotateTIROpPattern(), transform.FoldConstant(), transform.DeadCodeElimination()]
+
+
+def _fuse(_machine: Machine, _notes: Notes) -> list[Any]:
+    from tvm.relax import transform
+
+    return [transform.FuseOps(), transform.FuseTIR(), transform.DeadCodeElimination()]
+
+
+def _schedule(machine: Machine, notes: Notes) -> list[Any]:
+    if machine.kind == "cpu":
+        from toolchain.tvm.schedule_cpu import schedule_pass
+
+        return [schedule_pass(machine.vector_bits, machine.registers, notes)]
+    from tvm.s_tir import dlight as dl
+
+    gpu = dl.gpu
+    rules = (gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback())
+    return [dl.ApplyDefaultSchedule(*rules)]
+
+
+def _dataflow(_machine: Machine, _notes: Notes) -> list[Any]:
+    from tvm.relax import transform
+
+    return [
+        transform.RewriteDataflowReshape(),
+        transform.ToNonDataflow(),
+        transform.RemovePurityChecking(),
+        transform.CallTIRRewrite(),
+    ]
+
+
+def _plan(machine: Machine, _notes: Notes) -> list[Any]:
+    from tvm.relax import transform
+
+    graphs = [transform.RewriteCUDAGraph()] if machine.kind == "cuda" else []
+    return [transform.StaticPlanBlockMemory(), *graphs, transform.LowerAllocTensor(), transform.KillAfterLastUse()]
+
+
+def _lower(_machine: Machine, _notes: Notes) -> list[Any]:
+    from tvm.relax import transform
+
+    return [
+        transform.LowerRuntimeBuiltin(),
+        transform.ComputePrimValue(),
+        transform.VMShapeLower(),
+        transform.AttachGlobalSymbol(),
+    ]
+
+
+PHASES: tuple[Phase, ...] = (
+    Phase(2, "canonicalize", "one binding per value; normalizations as inference; no value twice", _canonicalize),
+    Phase(3, "fold", "compute what depends on weights alone; drop what nothing reads", _fold),
+    Phase(4, "dispatch", "sorting, scanning and sampling to implementations that the target has", _dispatch),
+    Phase(4, "legalize", "each operator to a loop nest; CPU: convolutions over packed weights", _legalize),
+    Phase(5, "annotate", "each loop nest's fusion pattern; compute what legalizing made constant", _annotate),
+    Phase(5, "fuse", "element-wise work into the loop nest that makes its input", _fuse),
+    Phase(6, "schedule", "CPU: generic rules by vector width; CUDA: dlight's rules", _schedule),
+    Phase(7, "dataflow", "calls write into given buffers", _dataflow),
+    Phase(7, "plan", "share buffers between values that don't live at once", _plan),
+    Phase(8, "lower", "shapes, allocation and calls to the virtual machine's built-ins", _lower),
+)  # fmt: skip
+"""Groups 2 to 8, in order; 1 is the import, 9 code generation, 10 linking."""
+
+
+def compile_module(module: Any, machine: Machine, notes: Notes, dump: Path | None = None) -> Any:
+    """Runs the phases and generates code: an executable for :func:`toolchain.tvm.link.link_executable`.
+
+    Args:
+        module: an imported Relax module with static or symbolic shapes; not changed.
+        machine: the target.
+        notes: filled in.
+        dump: folder for the IR after each phase, or None.
+
+    Raises:
+        Refusal: a phase or the code generation failed; the text names the phase.
+        ToolchainError: BAD_TARGET; MISSING_TOOL when CUDA needs nvcc.
+    """
+    tvm = load_tvm()
+    if machine.kind == "cuda":
+        _check_nvcc()
+    target = machine.tvm_target()
+    _dump(dump, 1, "import", module)
+    number = 1
+    for number, phase in enumerate(PHASES, start=2):
+        try:
+            with target, tvm.transform.PassContext(opt_level=3):
+                module = tvm.transform.Sequential(phase.make(machine, notes))(module)
+        except Exception as error:
+            raise Refusal(f"TVM's phase {phase.name!r} failed: {one_line(error)}") from error
+        _dump(dump, number, phase.name, module)
+    notes.functions = sum(isinstance(f, tvm.tirx.PrimFunc) for _, f in module.functions_items())
+    lowering = _tir_pipeline(dump, number + 1)
+    try:
+        return tvm.relax.build(module, target, relax_pipeline=None, tir_pipeline=lowering)
+    except Exception as error:
+        raise Refusal(f"TVM's code generation failed: {one_line(error)}") from error
+
+
+def _tir_pipeline(dump: Path | None, number: int) -> str:
+    """Name of a registered pipeline: TVM's own for loop nests, which also dumps what it lowered."""
+    load_tvm()
+    from tvm.ir.transform import Sequential, module_pass
+    from tvm.tirx.compilation_pipeline import get_tir_pipeline, register_tir_pipeline
+
+    passes, host, device = get_tir_pipeline("default")
+
+    @module_pass(opt_level=0, name="toolchain.dump")  # type: ignore[untyped-decorator]
+    def dump_lowered(module: Any, _context: Any) -> Any:
+        _dump(dump, number, "codegen", module)
+        return module
+
+    register_tir_pipeline("toolchain", lambda: (Sequential([passes, dump_lowered]), host, device))
+    return "toolchain"
+
+
+def _dump(folder: Path | None, number: int, name: str, module: Any) -> None:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = str(module.script(show_meta=False))
+        (folder / f"{number:02d}-{name}.py").write_text(re.sub(r"0x[0-9a-f]{9,}", "0x...", text))
+
+
+def _check_nvcc() -> None:
+    import shutil
+
+    if shutil.which("nvcc") is None:
+        raise ToolchainError(
+            "CUDA code needs NVIDIA's compiler nvcc, which is not on PATH",
+            where="target.cuda",
+            hint="apt-get install nvidia-cuda-toolkit (or put /usr/local/cuda/bin on PATH)",
+            code=ExitCode.MISSING_TOOL,
+        )
