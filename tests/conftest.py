@@ -1,0 +1,48 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from toolchain.cache import Cache
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _helpers_for_children() -> Iterator[None]:
+    """Let worker children import ``helpers.*`` as the tests do."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), *filter(None, [before])])
+    yield
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    """An empty stage cache."""
+    return Cache(tmp_path / "cache")
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    """The root of a small user repository: ``model.py``, which imports ``helper.py`` and reads ``data/numbers.txt``."""
+    root = tmp_path / "repo"
+    (root / "data").mkdir(parents=True)
+    (root / "model.py").write_text(
+        "from pathlib import Path\n"
+        "import helper\n"
+        "def build():\n"
+        "    numbers = (Path(__file__).parent / 'data' / 'numbers.txt').read_text().split()\n"
+        "    return helper.scale(sum(map(int, numbers)))\n"
+    )
+    (root / "helper.py").write_text("def scale(value):\n    return value * 2\n")
+    (root / "data" / "numbers.txt").write_text("1 2 3\n")
+    return root
