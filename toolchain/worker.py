@@ -163,7 +163,6 @@ class _Zygote:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._reply_reader.join(timeout=2)
-        self._socket.close()
 
     def _broken(self) -> ToolchainError:
         if self._closing:
@@ -198,7 +197,9 @@ class _Zygote:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(call.pid, signal.SIGKILL)
         self._error_reader.join(timeout=2)
-        self._dead = True
+        with self._lock:
+            self._dead = True
+            self._socket.close()
         for call in list(self._pending.values()):
             call.done.set()
 
