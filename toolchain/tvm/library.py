@@ -15,16 +15,21 @@ def load_tvm() -> Any:
     """The ``tvm`` package.
 
     tvm_ffi imports torch when it finds it, which costs two seconds and 200 MB and gives nothing here, so
-    torch is blocked for the rest of the process unless something has already loaded it.
+    torch is hidden while TVM is imported.
     """
-    if "torch" not in sys.modules:
-        sys.modules["torch"] = None  # type: ignore[assignment]
-    with warnings.catch_warnings():
-        # Deprecations inside TVM's own modules are none of the caller's.
-        warnings.simplefilter("ignore")
-        import tvm
-        import tvm.relax
-        import tvm.relax.frontend.onnx
+    if "tvm.relax.frontend.onnx" not in sys.modules:
+        hidden = "torch" not in sys.modules
+        if hidden:
+            sys.modules["torch"] = None  # type: ignore[assignment]
+        try:
+            with warnings.catch_warnings():
+                # Deprecations inside TVM's own modules are none of the caller's.
+                warnings.simplefilter("ignore")
+                import tvm.relax.frontend.onnx
+        finally:
+            if hidden:
+                del sys.modules["torch"]
+    import tvm
 
     return tvm
 

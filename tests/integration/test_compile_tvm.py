@@ -1,0 +1,203 @@
+"""The compile_tvm stage on small models, in real workers."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm_support
+from onnx import helper
+from tvm_support import BATCH, X86_V3, X86_V4, Graph, Stages, attention, cortex, digits_cnn, save_unary
+
+from toolchain.errors import ExitCode
+from toolchain.host import detect_host
+from toolchain.stages import compile_tvm
+from toolchain.stages.compile_tvm import Options
+from toolchain.tvm.elf import read_elf
+
+V3 = Options(X86_V3, "cpu", "x86_64", True, 256, 16, "cc", "2.28", "fp32")
+AARCH64 = replace(V3, arch="aarch64", native=False, vector_bits=128, registers=32, linker="zig")
+
+pytestmark = pytest.mark.skipif(
+    detect_host().arch != "x86_64" or "avx2" not in detect_host().cpu_features,
+    reason="these tests run AVX2 code on this machine",
+)
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
+    yield from tvm_support.stages(tmp_path_factory.mktemp("stages"))
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digits_cnn(tmp_path_factory.mktemp("digits") / "onnx")
+
+
+def test_dynamic_batch_gives_one_engine_that_agrees_with_onnxruntime(stages: Stages, digits: Path) -> None:
+    ran = stages.run(compile_tvm, V3, digits)
+    assert not ran.refused
+    assert ran.description == {
+        "schema": 1,
+        "backend": "tvm",
+        "precision": "fp32",
+        "device": "cpu",
+        "variants": [{"file": "model.so", "sizes": {}}],
+    }
+    assert ran.facts["checked"] == "native"
+    assert 0 < ran.facts["max_abs_error"] < 1e-4
+    assert ran.facts["unscheduled"] == []
+    assert ran.facts["linker"] == "cc"
+    assert ran.facts["bytes"] == (ran.engine / "model.so").stat().st_size
+    assert (ran.engine / "contract.json").read_bytes() == (digits / "contract.json").read_bytes()
+
+
+def test_avx512_code_is_made_and_checked_by_proxy_where_it_cannot_run(stages: Stages, digits: Path) -> None:
+    native = "avx512f" in detect_host().cpu_features
+    options = replace(V3, target=X86_V4, vector_bits=512, registers=32, native=native)
+    ran = stages.run(compile_tvm, options, digits)
+    assert not ran.refused
+    assert ran.facts["checked"] == ("native" if native else "proxy on build host")
+
+
+@pytest.mark.parametrize("target", [cortex("cortex-a72", "+neon"), cortex("cortex-a76", "+neon", "+dotprod")])
+def test_an_arm_library_needs_only_libc_libm_and_tvm(stages: Stages, digits: Path, target: dict[str, Any]) -> None:
+    ran = stages.run(compile_tvm, replace(AARCH64, target=target), digits)
+    assert not ran.refused
+    assert ran.facts["checked"] == "proxy on build host"
+    assert ran.facts["linker"] == "zig"
+    info = read_elf(ran.engine / "model.so")
+    assert info.machine == "aarch64"
+    assert set(info.needed) <= {"libc.so.6", "libm.so.6"}
+    assert info.versions == ()
+    allowed = {"memcpy", "memset", "expf", "TVMFFIErrorSetRaisedFromCStrParts"}
+    assert {s for s in info.undefined if not s.startswith("TVM")} <= allowed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+def test_cuda_code_is_compiled_without_a_gpu(stages: Stages, digits: Path) -> None:
+    options = replace(V3, target={"kind": "cuda", "arch": "sm_80"}, kind="cuda", native=False, precision="fp32")
+    ran = stages.run(compile_tvm, options, digits)
+    assert not ran.refused
+    assert ran.description["device"] == "cuda"
+    assert ran.facts["checked"] == "proxy on build host cpu"
+    assert b"sm_80" in (ran.engine / "model.so").read_bytes()
+
+
+def test_the_same_bytes_come_out_in_two_folders(stages: Stages, digits: Path, tmp_path: Path) -> None:
+    here = stages.run(compile_tvm, V3, digits, where=str(tmp_path / "a"))
+    there = stages.run(compile_tvm, V3, digits, where=str(tmp_path / "another" / "deeper"))
+    assert here.facts == there.facts
+    assert (here.engine / "model.so").read_bytes() == (there.engine / "model.so").read_bytes()
+    assert str(tmp_path).encode() not in (here.engine / "model.so").read_bytes()
+
+
+def test_the_same_arm_bytes_come_out_in_two_folders(stages: Stages, digits: Path, tmp_path: Path) -> None:
+    options = replace(AARCH64, target=cortex("cortex-a72", "+neon"))
+    here = stages.run(compile_tvm, options, digits, where=str(tmp_path / "a"))
+    there = stages.run(compile_tvm, options, digits, where=str(tmp_path / "another" / "deeper"))
+    assert (here.engine / "model.so").read_bytes() == (there.engine / "model.so").read_bytes()
+
+
+def test_dump_ir_writes_the_module_after_every_phase_in_order(stages: Stages, digits: Path, tmp_path: Path) -> None:
+    stages.run(compile_tvm, V3, digits, dump=tmp_path / "ir")
+    names = sorted(p.name for p in (tmp_path / "ir").iterdir())
+    assert names == [
+        "01-import.py", "02-canonicalize.py", "03-fold.py", "04-dispatch.py", "05-legalize.py", "06-annotate.py",
+        "07-fuse.py", "08-schedule.py", "09-dataflow.py", "10-plan.py", "11-lower.py", "12-codegen.py",
+    ]  # fmt: skip
+    assert "R.nn.conv2d" in (tmp_path / "ir" / "01-import.py").read_text()
+    assert "R.nn.conv2d" not in (tmp_path / "ir" / "05-legalize.py").read_text()
+    assert "T.vectorized" not in (tmp_path / "ir" / "07-fuse.py").read_text()
+    assert "T.vectorized" in (tmp_path / "ir" / "08-schedule.py").read_text()
+
+
+def test_sizes_that_cannot_stay_dynamic_become_one_engine_per_bucket(stages: Stages, tmp_path: Path) -> None:
+    ran = stages.run(compile_tvm, V3, attention(tmp_path / "onnx", [8, 16]))
+    assert not ran.refused
+    sizes = [(batch, length) for batch in (1, 2) for length in (8, 16)]
+    assert ran.description["variants"] == [
+        {"file": f"model-batch-{b}_sequence-{s}.so", "sizes": {"batch": b, "sequence": s}} for b, s in sizes
+    ]
+    assert all((ran.engine / v["file"]).is_file() for v in ran.description["variants"])
+    assert "TVM" in ran.facts["fixed_because"]
+    assert ran.facts["exact_size_dims"] == []
+    assert ran.facts["checked"] == "native"
+
+
+def test_a_dynamic_dimension_without_buckets_is_refused_by_name(stages: Stages, tmp_path: Path) -> None:
+    ran = stages.run(compile_tvm, V3, attention(tmp_path / "onnx", []))
+    expected = "dynamic dimension 'sequence' can't be imported and has no buckets in [model.dims.sequence]"
+    assert ran.refused.startswith(expected)
+
+
+def test_an_operator_that_tvm_lacks_is_refused_by_operator_and_node(stages: Stages, tmp_path: Path) -> None:
+    g = Graph()
+    x = g.add("LSTM", "x", g.weight(1, 16, 3), g.weight(1, 16, 4), name="encoder", hidden_size=4)
+    ran = stages.run(compile_tvm, V3, save_unary(tmp_path / "onnx", g, x, [5, 1, 3], [5, 1, 1, 4]))
+    assert ran.refused == "TVM has no importer for operator LSTM (node 'encoder')"
+
+
+def test_a_quantized_model_is_refused_because_tvm_would_compute_in_float(stages: Stages, tmp_path: Path) -> None:
+    g = Graph()
+    scale, zero = g.constant(np.float32(0.1)), g.constant(np.int8(0))
+    x = g.add("DequantizeLinear", g.add("QuantizeLinear", "x", scale, zero, name="q0"), scale, zero)
+    ran = stages.run(compile_tvm, V3, save_unary(tmp_path / "onnx", g, x, ["batch", 4], ["batch", 4]))
+    assert ran.refused.startswith("operator QuantizeLinear (node 'q0'): TVM imports quantized operators as float32")
+
+
+def test_an_operator_that_tvm_computes_wrong_is_refused_with_the_reason(stages: Stages, tmp_path: Path) -> None:
+    g = Graph()
+    scales = g.constant(np.array([1, 1, 2.3, 1.7], np.float32))
+    x = g.add("Resize", "x", "", scales, name="up", mode="linear")
+    ran = stages.run(compile_tvm, V3, save_unary(tmp_path / "onnx", g, x, [1, 2, 5, 6], [1, 2, 11, 10]))
+    assert ran.refused == "operator Resize (node 'up'): TVM derives other scales from the rounded sizes"
+
+
+def test_wrong_values_that_no_rule_foresees_are_refused_after_comparing(stages: Stages, tmp_path: Path) -> None:
+    # max(0 / 0, 1) is NaN in ONNX and 1 in TVM; no rule can know that a NaN will come.
+    g = Graph()
+    zero = g.add("Mul", "x", g.constant(np.float32(0)))
+    x = g.add("Max", g.add("Div", zero, zero), g.constant(np.float32(1)), name="peak")
+    ran = stages.run(compile_tvm, V3, save_unary(tmp_path / "onnx", g, x, [4], [4]))
+    assert ran.refused.startswith("TVM computes something else than ONNX Runtime: output 'y': NaN or infinity")
+
+
+def test_several_inputs_and_outputs_keep_the_contract_order(stages: Stages, tmp_path: Path) -> None:
+    g = Graph()
+    g.nodes.append(helper.make_node("Sub", ["a", "b"], ["difference"], name="sub"))
+    g.nodes.append(helper.make_node("Mul", ["a", "b"], ["product"], name="mul"))
+    kind = ("float32", ["batch", 3])
+    model = g.save(tmp_path / "onnx", {"b": kind, "a": kind}, {"product": kind, "difference": kind}, BATCH)
+    ran = stages.run(compile_tvm, V3, model)
+    assert not ran.refused
+    assert ran.facts["checked"] == "native"
+
+
+def test_a_linker_that_is_not_installed_is_named_with_how_to_install_it(stages: Stages, digits: Path) -> None:
+    options = replace(V3, linker="mips-linux-gnu-gcc")
+    error = stages.run(compile_tvm, options, digits).error
+    assert error is not None
+    assert error.code == ExitCode.MISSING_TOOL
+    assert "mips-linux-gnu-gcc" in error.what
+    assert "PATH" in error.hint
+
+
+def test_the_host_compiler_is_never_used_for_another_architecture(stages: Stages, digits: Path) -> None:
+    options = replace(AARCH64, target=cortex("cortex-a72", "+neon"), linker="cc")
+    error = stages.run(compile_tvm, options, digits).error
+    assert error is not None
+    assert error.code == ExitCode.COMPILE
+    assert "not for aarch64" in error.what
+
+
+def test_a_target_that_tvm_rejects_is_a_bad_target(stages: Stages, digits: Path) -> None:
+    error = stages.run(compile_tvm, replace(V3, target={"kind": "nonsense"}), digits).error
+    assert error is not None
+    assert error.code == ExitCode.BAD_TARGET
