@@ -91,11 +91,11 @@ def read_outputs(folder: Path) -> Iterator[dict[str, Array]]:
 
 
 def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
-    """An uncompressed ``.npz`` (``numpy.load`` reads it) with fixed time stamps: equal arrays, equal bytes."""
+    """An uncompressed ``.npz`` (``numpy.load`` reads it) with fixed time stamps: equal arrays in equal order, equal bytes."""
     import numpy as np
 
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(arrays):
+        for name in arrays:
             info = zipfile.ZipInfo(name + ".npy", _NO_TIME)
             info.create_system, info.external_attr = 3, 0o644 << 16
             array = np.asarray(arrays[name], order="C")
@@ -180,7 +180,7 @@ def _named_inputs(item: Any, signature: Signature, where: str) -> dict[str, Any]
             raise _bad(where, f"input {missing[0]!r} is missing; got: {', '.join(got) or 'nothing'}")
         if not got:
             raise _bad(where, "an empty dict")
-        return got
+        return {name: got[name] for name in names or got}
     if len(names) == 1:
         return {names[0]: item}
     if isinstance(item, tuple | list) and len(item) == len(names) and names:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolchain.errors import ExitCode, ToolchainError, did_you_mean
+from toolchain.export.quiet import quiet
 from toolchain.trace import announce
 
 if TYPE_CHECKING:
@@ -50,17 +51,18 @@ def _read_state_dict(path: Path, where: str) -> Mapping[str, torch.Tensor]:
 
     announce(path)
     try:
-        data: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with quiet():
+            data: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if found := re.search(r"(?:GLOBAL|Unsupported global:)\s*(?:GLOBAL\s+)?([\w.]+)", str(error)):
-            raise ToolchainError(
-                f"the pickle refers to Python code ({found.group(1)}), which loading would run; it was not loaded",
-                where=where,
-                hint="save the weights alone: safetensors.torch.save_file(model.state_dict(), 'x.safetensors')",
-                code=ExitCode.BAD_RECIPE,
-                debug=traceback.format_exc(),
-            ) from error
-        raise _unreadable(where, "state dict", error) from error
+        found = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
+        names = f"refers to Python code ({found.group(1)})" if found else "holds more than plain tensors, or is damaged"
+        raise ToolchainError(
+            f"the pickle {names}; loading it could run code, so it was not loaded",
+            where=where,
+            hint="save the weights alone: safetensors.torch.save_file(model.state_dict(), 'x.safetensors')",
+            code=ExitCode.BAD_RECIPE,
+            debug=traceback.format_exc(),
+        ) from error
     except Exception as error:
         raise _unreadable(where, "state dict", error) from error
     for key in _NESTED:

@@ -61,8 +61,6 @@ def strip(model: ir.Model) -> None:
     for value in _values(model.graph):
         value.metadata_props.clear()
         value.doc_string = None
-        if value.const_value is not None:
-            value.const_value.doc_string = None
     imports = dict(sorted(model.graph.opset_imports.items()))
     model.graph.opset_imports.clear()
     model.graph.opset_imports.update(imports)
@@ -119,10 +117,10 @@ def _rename_dims(graph: ir.Graph, signature: Signature, inputs: Mapping[str, ir.
     """Declared names for the graph's symbols, in every annotated shape; declared shapes on the inputs."""
     import onnx_ir as ir
 
-    names: dict[str, str] = {}
+    names: dict[str, int | str] = {}
     for spec in signature.inputs:
-        for declared, actual in zip(spec.shape, inputs[spec.name].shape or (), strict=False):
-            if isinstance(declared, str) and isinstance(actual, ir.SymbolicDim) and actual.value:
+        for declared, actual in zip(fixed_shape(spec, signature), inputs[spec.name].shape or (), strict=False):
+            if isinstance(actual, ir.SymbolicDim) and actual.value:
                 _unify(names, str(actual.value), declared, spec)
     for value in _values(graph):
         if value.shape is not None:
@@ -140,7 +138,7 @@ def fixed_shape(spec: InputSpec, signature: Signature) -> list[int | str]:
     return shape
 
 
-def _unify(names: dict[str, str], symbol: str, declared: str, spec: InputSpec) -> None:
+def _unify(names: dict[str, int | str], symbol: str, declared: int | str, spec: InputSpec) -> None:
     if names.setdefault(symbol, declared) != declared:
         raise ToolchainError(
             f"the dimensions {names[symbol]!r} and {declared!r} are one and the same in the model",
@@ -150,11 +148,16 @@ def _unify(names: dict[str, str], symbol: str, declared: str, spec: InputSpec) -
         )
 
 
-def _renamed(dim: int | ir.SymbolicDim, names: Mapping[str, str]) -> int | str | None:
-    if isinstance(dim, int):
-        return dim
-    text = str(dim.value) if dim.value is not None else None
-    return re.sub(r"[A-Za-z_]\w*", lambda m: names.get(m.group(), m.group()), text) if text else None
+def _renamed(dim: int | ir.SymbolicDim, names: Mapping[str, int | str]) -> int | str | None:
+    if isinstance(dim, int) or dim.value is None:
+        return dim if isinstance(dim, int) else None
+    text = str(dim.value)
+    if text in names:
+        return names[text]
+    symbols = re.findall(r"[A-Za-z_]\w*", text)
+    if any(isinstance(names.get(symbol), int) for symbol in symbols):
+        return None
+    return re.sub(r"[A-Za-z_]\w*", lambda match: str(names.get(match.group(), match.group())), text)
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:

@@ -32,7 +32,7 @@ def place_of_error(error: BaseException, model: torch.nn.Module | None, root: Pa
     The module's name is "" for the outermost one or when unknown.
     """
     names = {id(child): name for name, child in model.named_modules()} if model is not None else {}
-    own, other = ("", ""), ("", "")
+    own, other, module = "", "", ""
     for link in chain(error):
         module, tb = "", link.__traceback__
         while tb is not None:
@@ -40,13 +40,13 @@ def place_of_error(error: BaseException, model: torch.nn.Module | None, root: Pa
             module = names.get(id(frame.f_locals.get("self")), module)
             file = frame.f_code.co_filename
             if shown := own_file(file, root):
-                own = (f"{shown}:{line}", module)
+                own = f"{shown}:{line}"
             elif "site-packages/" in file and not any(name in file for name in _LIBRARIES):
-                other = (f"{file.split('site-packages/')[-1]}:{line}", module)
+                other = f"{file.split('site-packages/')[-1]}:{line}"
             tb = tb.tb_next
-        if own[0]:
+        if own:
             break
-    return own if own[0] else other
+    return own or other, module
 
 
 def place_of_node(node: Any, root: Path) -> tuple[str, str]:

@@ -67,21 +67,25 @@ def load_model(path: Path, opset: int) -> tuple[ir.Model, str]:
     import onnx
     import onnx_ir as ir
 
-    model = ir.load(path)
-    version = model.opset_imports.get("", 0)
+    proto = onnx.load(path, load_external_data=False)
+    version = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
     kept = ""
     if version > opset:
         kept = f"opset {version} is later than {opset}"
     elif version < opset:
         try:
-            proto = onnx.version_converter.convert_version(onnx.load(path), opset)
-            onnx.checker.check_model(proto)
-            model = ir.from_proto(proto)
+            converted = onnx.version_converter.convert_version(onnx.load(path), opset)
+            onnx.checker.check_model(converted)
+            proto = converted
         except Exception as error:
             kept = f"opset {version} can't be converted to {opset}: {' '.join(str(error).split())[:120]}"
     with contextlib.suppress(Exception):
         # Only fills in shapes of inner values; a graph that inference can't follow stays as it is.
-        model = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True))
+        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    for tensor in proto.graph.initializer:
+        tensor.ClearField("doc_string")
+    model = ir.from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, path.parent)
     return model, kept
 
 

@@ -192,11 +192,11 @@ def _check_count(
 
 
 def _unfit(what: str, parameters: Mapping[str, inspect.Parameter]) -> ToolchainError:
-    shown = ", ".join(str(parameter) for parameter in parameters.values())
+    shown = str(inspect.Signature(list(parameters.values())))
     return ToolchainError(
         what,
         where="model.inputs",
-        hint=f"the model's signature is forward({shown}); name the inputs like its parameters",
+        hint=f"the model's signature is forward{shown}; name the inputs like its parameters",
         code=ExitCode.BAD_RECIPE,
     )
 

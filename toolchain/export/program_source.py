@@ -20,8 +20,8 @@ def call_names(program: torch.export.ExportedProgram) -> tuple[tuple[str, ...], 
     import torch
 
     names = [str(name) for name in program.graph_signature.user_inputs]
-    positional, keyword = program.call_spec.in_spec.children_specs
-    nested = any(child.num_children for child in (*positional.children_specs, *keyword.children_specs))
+    positional, keyword = program.call_spec.in_spec.children()
+    nested = any(child.num_children for child in (*positional.children(), *keyword.children()))
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     if nested or not all(isinstance(values.get(name), torch.Tensor) for name in names):
         raise _bad("takes nested inputs or inputs that are not tensors", "", ExitCode.EXPORT)

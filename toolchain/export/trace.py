@@ -37,7 +37,7 @@ def to_onnx(original: TorchOriginal, example: Mapping[str, NDArray[Any]], opset:
 
     program = original.program or _export(original, example)
     if original.program is None:
-        keywords = program.call_spec.in_spec.children_specs[1].context
+        keywords = program.call_spec.in_spec.child(1).context
         order = [*original.positional, *keywords]
     else:
         order = [name for names in call_names(program) for name in names]
