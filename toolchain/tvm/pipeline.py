@@ -153,8 +153,34 @@ def _lower(_machine: Machine, _notes: Notes) -> list[Any]:
         transform.LowerRuntimeBuiltin(),
         transform.ComputePrimValue(),
         transform.VMShapeLower(),
+        _order_shape_stores(),
         transform.AttachGlobalSymbol(),
     ]
+
+
+def _order_shape_stores() -> Any:
+    """A pass that puts the stores of each shape function in the order of their slots.
+
+    VMShapeLower walks a table keyed by addresses, so with dynamic sizes the same module gave other bytes from
+    run to run.  Each store computes its own slot from the slots of the inputs' sizes, never from another
+    store's, so any order means the same.
+    """
+    tvm = load_tvm()
+    from tvm.tirx import BufferStore, SeqStmt
+
+    @tvm.transform.module_pass(opt_level=0, name="toolchain.order_shape_stores")  # type: ignore[untyped-decorator]
+    def apply(module: Any, _context: Any) -> Any:
+        module = module.clone()
+        for variable, function in module.functions_items():
+            if not (variable.name_hint.startswith("shape_func") and isinstance(function, tvm.tirx.PrimFunc)):
+                continue
+            body = function.body
+            if isinstance(body, SeqStmt) and all(isinstance(statement, BufferStore) for statement in body.seq):
+                ordered = sorted(body.seq, key=lambda store: int(store.indices[0]))
+                module.update_func(variable, function.with_body(SeqStmt(ordered)))
+        return module
+
+    return apply
 
 
 PHASES: tuple[Phase, ...] = (
