@@ -21,7 +21,8 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 @dataclass(frozen=True, slots=True)
 class Arguments:
     """The parameters of a function, in order: those without a default, those with one, and whether it
-    takes further ones (``*args`` or ``**kwargs``)."""
+    takes further ones (``*args`` or ``**kwargs``).
+    """
 
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()

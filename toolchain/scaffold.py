@@ -170,9 +170,9 @@ def _check_function(model: _Model, source: str) -> None:
         )
     needed = call_arguments(node)
     if needed and needed.required:
-        plural = "arguments" if len(needed.required) > 1 else "argument"
+        missing = ("arguments " if len(needed.required) > 1 else "argument ") + ", ".join(needed.required)
         raise _usage(
-            f"{model.function!r} needs the {plural} {', '.join(needed.required)}; a recipe's function is called without",
+            f"{model.function!r} needs the {missing}; a recipe's function is called without",
             source,
             f"give defaults, or add a function: def build(): return {model.function}(...)",
         )

@@ -41,13 +41,13 @@ def prune(given: tuple[Path, bool], max_size: int | None, everything: bool, as_j
         raise click.UsageError("--all and --max-size exclude each other")
     folder, parent_json = given
     limit = 0 if everything else default_limit() if max_size is None else max_size << 20
-    result = {"folder": str(folder), "limit_bytes": limit, **_prune(folder, limit)}
+    done = _prune(folder, limit)
     if as_json or parent_json:
-        click.echo(json.dumps(result, indent=2))
+        click.echo(json.dumps({"folder": str(folder), "limit_bytes": limit, **done}, indent=2))
         return
     click.echo(
-        f"freed {_size(result['freed_bytes'])}: removed {_count(result['removed_records'], 'record')} and "
-        f"{_count(result['removed_artifacts'], 'artifact')}; {_size(result['bytes'])} left in {folder}"
+        f"freed {_size(done['freed_bytes'])}: removed {_count(done['removed_records'], 'record')} and "
+        f"{_count(done['removed_artifacts'], 'artifact')}; {_size(done['bytes'])} left in {folder}"
     )
 
 
