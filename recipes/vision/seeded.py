@@ -88,7 +88,8 @@ def _enlarge(values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     position = np.arange(size) * ((values.shape[-1] - 1) / size)
     left = position.astype(np.int64)
     share = position - left
-    return values[..., left] * (1 - share) + values[..., left + 1] * share
+    enlarged: NDArray[np.float64] = values[..., left] * (1 - share) + values[..., left + 1] * share
+    return enlarged
 
 
 def batches(count: int, batch: int, seed: int) -> Iterator[dict[str, NDArray[np.float32]]]:

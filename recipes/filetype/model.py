@@ -1,6 +1,6 @@
 """Magika, Google's file-type model, as the installed package ``magika`` carries it.
 
-The recipe's source, ``magika/model.py:onnx_path``, is a function that returns the :class:`pathlib.Path` of an
+The recipe's source, ``filetype/model.py:onnx_path``, is a function that returns the :class:`pathlib.Path` of an
 ``.onnx`` file in place of an ``nn.Module``: the file lies wherever the package is installed, which no fixed path
 in a recipe could name.  A function may return the path of a ``.pt2`` file in the same way.
 """
@@ -44,11 +44,9 @@ def package_folder() -> Path:
     Raises:
         ModuleNotFoundError: the package is not installed.
     """
-    # An entry of sys.path may hold this recipe's folder of the same name: only one with the model counts.
     found = importlib.util.find_spec(PACKAGE)
-    for folder in (found.submodule_search_locations or ()) if found else ():
-        if (Path(folder) / "models" / MODEL).is_dir():
-            return Path(folder)
+    if found is not None and found.origin is not None and (Path(found.origin).parent / "models" / MODEL).is_dir():
+        return Path(found.origin).parent
     raise ModuleNotFoundError(f"this recipe needs the package magika with its model {MODEL}: pip install magika==1.0.3")
 
 
