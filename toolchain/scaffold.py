@@ -106,15 +106,33 @@ def write_scaffold(scaffold: Scaffold, force: bool) -> None:
             hint="--force replaces them; --output writes the recipe to another file",
             code=ExitCode.USAGE,
         )
+    for path in scaffold.files:
+        _check_place(path)
     for path, text in scaffold.files.items():
         with storage_errors(path.parent):
-            if path.is_dir():
-                raise _usage("this is a folder; a file was to be written", str(path), "name another file")
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=".init-") as scratch:
                 new = Path(scratch) / path.name
                 new.write_text(text, encoding="utf-8")
                 os.replace(new, path)
+
+
+def _check_place(path: Path) -> None:
+    parent = next(p for p in path.parents if os.path.lexists(p))
+    if path.is_dir():
+        problem, where = "a folder is in the way of a file to be written", path
+    elif not parent.is_dir():
+        problem, where = "a file is in the way of a folder to be made", parent
+    elif not os.access(parent, os.W_OK | os.X_OK):
+        problem, where = "this folder cannot be written", parent
+    else:
+        return
+    raise ToolchainError(
+        f"nothing was written: {problem}",
+        where=str(where),
+        hint="move it away, or name another file with --output",
+        code=ExitCode.STORAGE,
+    )
 
 
 def repository_root(folder: Path) -> Path:
