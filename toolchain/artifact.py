@@ -15,11 +15,14 @@ _CHUNK = 1 << 20
 def canonical_json(value: Any) -> bytes:
     """The one byte form of a JSON value: sorted keys, no spaces, UTF-8, no NaN.
 
+    File names that are not UTF-8 (lone surrogates in Python) keep a form that ``json.loads`` reads back.
+
     Raises:
         ValueError: the value holds NaN or an infinity.
         TypeError: the value is not JSON.
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "surrogatepass")
 
 
 def digest_bytes(data: bytes) -> str:

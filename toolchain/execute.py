@@ -37,16 +37,33 @@ def execute(nodes: Sequence[Node], runner: Runner, jobs: int, listener: Listener
 
     Args:
         nodes: in an order in which every node comes after its inputs.
+        runner: runs one node; its pool is closed when one fails.
         jobs: how many stages may run at once; exclusive ones run alone, last.
+        listener: told of every start and end.
 
     Raises:
         ToolchainError: a stage failed; nothing that was running is left behind.
+        ValueError: the plan is no plan: a node takes inputs from one that comes later or does not exist.
     """
+    _check_order(nodes)
     outcomes: dict[str, Outcome] = {}
     for exclusive in (False, True):
         chosen = [n for n in nodes if n.stage.exclusive is exclusive]
         _execute(chosen, runner, 1 if exclusive else jobs, listener, outcomes)
     return outcomes
+
+
+def _check_order(nodes: Sequence[Node]) -> None:
+    # Otherwise the loop below would wait for ever.
+    for exclusive in (False, True):
+        known = {n.id for n in nodes if exclusive and not n.stage.exclusive}
+        for node in (n for n in nodes if n.stage.exclusive is exclusive):
+            for source, _ in node.inputs.values():
+                if source not in known:
+                    raise ValueError(f"{node.id} takes an input from {source}, which does not run before it")
+            if node.id in known:
+                raise ValueError(f"two nodes are called {node.id}")
+            known.add(node.id)
 
 
 def _execute(
@@ -82,7 +99,9 @@ def _run(node: Node, runner: Runner, outcomes: Mapping[str, Outcome], listener: 
     except ToolchainError as error:
         crashed = error.code is node.failure or error.code is ExitCode.MISSING_TOOL
         if not (node.tolerant and crashed):
-            listener.failed(node, error.what)
+            # What ends because something else failed has not failed.
+            if error.code is not ExitCode.INTERRUPTED:
+                listener.failed(node, error.what)
             raise
         outcome = Outcome(node, "crashed", {}, {}, ": ".join(filter(None, [error.what, error.hint])))
     listener.finished(node, outcome)
@@ -104,7 +123,8 @@ def gather(node: Node, outcomes: Mapping[str, Outcome]) -> tuple[dict[str, Artif
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """What a build would do with a node: ``"cached"``, ``"run"`` or ``"depends"`` (on a stage that would run,
-    whose result may turn out to be the same)."""
+    whose result may turn out to be the same).
+    """
 
     node: Node
     state: str

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import hashlib
-import importlib
-import importlib.metadata
 import os
-import platform
-import sys
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from toolchain import __version__
 from toolchain.artifact import Artifact, digest_bytes, digest_json
-from toolchain.cache import Cache, Record
+from toolchain.cache import Cache, Record, storage_errors
 from toolchain.errors import ExitCode, ToolchainError
-from toolchain.stage import StageContext, StageDef, StageResult, options_to_json
+from toolchain.keys import describe_difference, installed_version, key_components, own_version
+from toolchain.stage import StageDef, options_to_json
 from toolchain.worker import ChildEnd, WorkerPool
 
+__all__ = [
+    "Lookup",
+    "Node",
+    "Outcome",
+    "Runner",
+    "describe_difference",
+    "installed_version",
+    "key_components",
+    "own_version",
+]
+
 _LOG_LINES = 200
+_LOG_BYTES = 64 << 10
+_FULL_BYTES = 64 << 10  # a disk with less than this free is why a write failed
+_CHANGED = "changed while the stage ran"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +124,7 @@ class Runner:
         """
         found = self.look_up(node, inputs)
         if found.record is None or self._wants_dump(node):
-            with self.cache.lock(found.key):
+            with self.cache.lock(found.key, lambda: self.pool.closed):
                 # Another build may have made it while this one waited for the lock.
                 found = self.look_up(node, inputs)
                 if found.record is None or self._wants_dump(node):
@@ -129,50 +139,50 @@ class Runner:
         return self.dump_ir is not None and node.stage.name == "compile_tvm"
 
     def _execute(self, node: Node, inputs: Mapping[str, Artifact], found: Lookup) -> Outcome:
-        started = time.monotonic()
+        started, started_ns = time.monotonic(), time.time_ns()
         with self.cache.scratch() as scratch:
-            out = scratch / "out"
-            out.mkdir()
-            request = {
-                "stage": node.stage.run,
-                "options_class": f"{node.stage.options.__module__}:{node.stage.options.__qualname__}",
-                "options": options_to_json(node.options),
-                "inputs": {name: str(self.cache.path(artifact)) for name, artifact in inputs.items()},
-                "out": str(out),
-                "root": str(self.root),
-                "dump_ir": self._dump_folder(node),
-                "trace": node.stage.user_code,
-            }
-            log = scratch / "log.txt"
-            end = self.pool.call(node.stage.worker, "toolchain.runner:child_main", request, scratch / "reply", log)
+            out, log = scratch / "out", scratch / "log.txt"
+            with storage_errors(scratch):
+                out.mkdir()
+            request = self._request(node, inputs, out)
+            end = self.pool.call(node.stage.worker, "toolchain.stage_child:child_main", request, scratch / "reply", log)
             result = self._unwrap(node, end, log)
-            outputs = {
-                folder.name: self.cache.add(folder.name, folder) for folder in sorted(out.iterdir()) if folder.is_dir()
-            }
-            record = Record(
-                found.key,
-                found.components,
-                tuple((kind, name, self._current(kind, name)) for kind, name in result["dependencies"]),
-                outputs,
-                result["facts"],
-                result["refused"],
+            folders = [] if result["refused"] else [path for path in sorted(out.iterdir()) if path.is_dir()]
+            outputs = {folder.name: self.cache.add(folder.name, folder) for folder in folders}
+            dependencies = tuple(
+                (kind, name, self._current_since(kind, name, started_ns)) for kind, name in result["dependencies"]
             )
+            record = Record(found.key, found.components, dependencies, outputs, result["facts"], result["refused"])
             self.cache.put(record)
             self.cache.note_last(f"{self.scope}/{node.id}", record)
         seconds = time.monotonic() - started
         return Outcome(node, "ran", outputs, record.facts, record.refused, seconds, end.cpu_seconds, record)
+
+    def _request(self, node: Node, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+        return {
+            "stage": node.stage.run,
+            "options_class": f"{node.stage.options.__module__}:{node.stage.options.__qualname__}",
+            "options": options_to_json(node.options),
+            "inputs": {name: str(self.cache.path(artifact)) for name, artifact in inputs.items()},
+            "out": str(out),
+            "root": str(self.root),
+            "dump_ir": self._dump_folder(node),
+            "trace": node.stage.user_code,
+        }
 
     def _dump_folder(self, node: Node) -> str | None:
         if not self._wants_dump(node):
             return None
         assert self.dump_ir is not None
         folder = self.dump_ir / node.target / node.id.split("@")[0].replace("/", "-")
-        folder.mkdir(parents=True, exist_ok=True)
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         return str(folder)
 
     def _unwrap(self, node: Node, end: ChildEnd, log: Path) -> dict[str, Any]:
-        text = log.read_text(errors="replace") if log.exists() else ""
-        tail = "\n".join(text.splitlines()[-_LOG_LINES:])
+        tail = _tail(log)
+        if end.out_of_space:
+            raise _disk_full(node, tail)
         if end.reply is None:
             raise ToolchainError(
                 f"the child process was {end.describe()}",
@@ -184,14 +194,21 @@ class Runner:
         if "error" in end.reply:
             error = ToolchainError.from_json(end.reply["error"])
             error.debug = "\n".join(filter(None, [error.debug, tail]))
+            if _is_full(log.parent):
+                raise _disk_full(node, error.debug, error.what)
             error.where = error.where or node.id
             raise error
         if "exception" in end.reply:
-            code, hint = node.failure, "run again with --debug for the traceback"
-            if end.reply.get("errno") in (errno.ENOSPC, errno.EDQUOT):
-                code, hint = ExitCode.STORAGE, "free some space or choose another --cache folder, then run again"
+            # Libraries that write with compiled code tell of a full disk in words of their own.
+            debug = "\n".join([end.reply["traceback"], tail])
+            if end.reply.get("errno") in (errno.ENOSPC, errno.EDQUOT) or _is_full(log.parent):
+                raise _disk_full(node, debug, end.reply["exception"])
             raise ToolchainError(
-                end.reply["exception"], where=node.id, hint=hint, code=code, debug=end.reply["traceback"] + tail
+                end.reply["exception"],
+                where=node.id,
+                hint="run again with --debug for the traceback",
+                code=node.failure,
+                debug=debug,
             )
         result: dict[str, Any] = end.reply["result"]
         return result
@@ -207,18 +224,29 @@ class Runner:
         return changed
 
     def _current(self, kind: str, name: str) -> str:
-        path = self.root / name.removeprefix("$ROOT/") if name.startswith("$ROOT/") else Path(name)
+        path = self._path(name)
         try:
             if kind == "file":
                 return self.cache.digest(path)
             if kind == "folder":
-                entries = sorted(e for e in os.listdir(path) if e != "__pycache__")
-                return digest_json(entries)
+                entries = sorted(os.fsencode(e) for e in os.listdir(path) if e != "__pycache__")
+                return digest_bytes(b"\0".join(entries))
             if kind == "absent":
                 return "present" if path.exists() else "absent"
             return installed_version(name)
         except OSError:
             return "gone"
+
+    def _current_since(self, kind: str, name: str, started_ns: int) -> str:
+        """As :meth:`_current`; a file edited since ``started_ns`` matches nothing later: which content was read?"""
+        if kind == "file":
+            with contextlib.suppress(OSError):
+                if self._path(name).stat().st_ctime_ns > started_ns:
+                    return _CHANGED
+        return self._current(kind, name)
+
+    def _path(self, name: str) -> Path:
+        return self.root / name.removeprefix("$ROOT/") if name.startswith("$ROOT/") else Path(name)
 
     def _why_new(self, node: Node, components: dict[str, Any]) -> list[str]:
         last = self.cache.last(f"{self.scope}/{node.id}")
@@ -227,126 +255,39 @@ class Runner:
         return describe_difference(last.components, components) or ["its cached result is gone"]
 
 
-def child_main(request: dict[str, Any]) -> dict[str, Any]:
-    """Runs in the worker's child: one stage, traced if it runs user code."""
-    module, name = request["options_class"].split(":")
-    options_class = getattr(importlib.import_module(module), name)
-    context = StageContext(
-        inputs={key: Path(value) for key, value in request["inputs"].items()},
-        options=rebuild(options_class, request["options"]),
-        out=Path(request["out"]),
-        root=Path(request["root"]),
-        dump_ir=Path(request["dump_ir"]) if request["dump_ir"] else None,
-    )
-    module, name = request["stage"].split(":")
-    function = getattr(importlib.import_module(module), name)
-    recorder = None
-    if request["trace"]:
-        from toolchain.trace import Recorder
-
-        recorder = Recorder(context.root, [context.out, *context.inputs.values()])
-    result: StageResult = function(context)
-    dependencies = recorder.dependencies() if recorder else []
-    return {"facts": result.facts, "refused": result.refused, "dependencies": dependencies}
-
-
-def rebuild(cls: Any, data: Any) -> Any:
-    """A (nested) frozen dataclass from the JSON that ``dataclasses.asdict`` made of it."""
-    import dataclasses
-    import types
-    import typing
-
-    if data is None:
-        return None
-    origin, args = typing.get_origin(cls), typing.get_args(cls)
-    if origin in (typing.Union, types.UnionType):
-        return rebuild(next(a for a in args if a is not type(None)), data)
-    if dataclasses.is_dataclass(cls) and isinstance(cls, type):
-        hints = typing.get_type_hints(cls)
-        return cls(**{f.name: rebuild(hints[f.name], data[f.name]) for f in dataclasses.fields(cls)})
-    if origin is tuple:
-        item_types = args[:1] * len(data) if len(args) == 2 and args[1] is Ellipsis else args
-        return tuple(rebuild(t, item) for t, item in zip(item_types, data, strict=True))
-    if origin is list:
-        return [rebuild(args[0], item) for item in data]
-    if origin in (dict, Mapping) and args:
-        return {key: rebuild(args[1], value) for key, value in data.items()}
-    return data
-
-
-def key_components(node: Node, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
-    """Everything known beforehand that can change a stage's result, by name.
-
-    ``toolchain`` covers this package's own sources, so that a development version never meets the
-    results of another.
-    """
-    tools = {name: installed_version(name) for name in sorted({*node.stage.tools, "numpy"})}
-    return {
-        "stage": node.stage.name,
-        "stage version": node.stage.version,
-        "options": options_to_json(node.options),
-        "inputs": {name: artifact.digest for name, artifact in sorted(inputs.items())},
-        "tools": tools,
-        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
-        "machine": platform.machine(),
-        "toolchain": own_version(),
-        "extra": dict(node.extra),
-    }
-
-
-@cache
-def installed_version(distribution: str) -> str:
-    """The version of an installed distribution, or ``"not installed"``."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-@cache
-def own_version() -> str:
-    """This package's version and a digest of its sources (the command line's aside)."""
-    folder = Path(__file__).parent
-    state = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        name = path.relative_to(folder).as_posix()
-        if not name.startswith("cli/"):
-            state.update(f"{name} {digest_bytes(path.read_bytes())}\n".encode())
-    return f"{__version__}+{state.hexdigest()[:12]}"
-
-
-def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """One line per component that differs, e.g. ``"option opset: 18 -> 17"``."""
-    lines = []
-    for name in sorted({*old, *new}):
-        before, after = old.get(name), new.get(name)
-        if before == after:
-            continue
-        if isinstance(before, dict) and isinstance(after, dict):
-            label = {"options": "option", "tools": "tool", "inputs": "input", "extra": "host fact"}.get(name, name)
-            for key in sorted({*before, *after}):
-                if before.get(key) != after.get(key):
-                    lines.append(f"{label} {key}: {_short(before.get(key))} -> {_short(after.get(key))}")
-        else:
-            lines.append(f"{name}: {_short(before)} -> {_short(after)}")
-    return lines
-
-
 def _describe_change(kind: str, name: str, before: str, now: str) -> str:
     shown = name.removeprefix("$ROOT/")
     if kind == "distribution":
         return f"distribution {shown}: {before} -> {now}"
     if kind == "absent":
         return f"file {shown} has appeared"
+    if before == _CHANGED:
+        return f"{kind} {shown} changed while it was being used"
     if now == "gone":
         return f"{kind} {shown} is gone"
     return f"{kind} {shown} has changed"
 
 
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else str(value)
-    if text.startswith("sha256:"):
-        return text[7:19]
-    return text if len(text) <= 60 else text[:57] + "..."
+def _tail(log: Path) -> str:
+    """The last lines of a log of any length."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_BYTES))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-_LOG_LINES:])
+    except FileNotFoundError:
+        return ""
 
 
+def _is_full(folder: Path) -> bool:
+    return shutil.disk_usage(folder).free < _FULL_BYTES
+
+
+def _disk_full(node: Node, debug: str, seen: str = "") -> ToolchainError:
+    return ToolchainError(
+        "no space left on the disk",
+        where=node.id,
+        hint="free some space or choose another --cache folder, then run again",
+        code=ExitCode.STORAGE,
+        details=[seen] if seen else [],
+        debug=debug,
+    )

@@ -6,6 +6,7 @@ the same choice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -43,13 +44,16 @@ class Contender:
 
     @property
     def median_ms(self) -> float | None:
-        return float(self.measurement["median_ms"]) if self.measurement else None
+        """Milliseconds, or None when not measured (or measured as something that is no time)."""
+        value = (self.measurement or {}).get("median_ms")
+        return float(value) if value is not None and math.isfinite(value) else None
 
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
     """One gate applied to one engine.  ``got`` is None when the figure does not exist; then ``held`` is
-    False, or True if the recipe allows unmeasured figures (``note`` says so)."""
+    False, or True if the recipe allows unmeasured figures (``note`` says so).
+    """
 
     gate: str
     kind: ExitCode
@@ -112,6 +116,7 @@ def check_gates(contender: Contender, gates: Gates) -> tuple[GateResult, ...]:
             allowed = gates.unmeasured == "allow"
             results.append(GateResult(name, kind, limit, None, allowed, "unmeasured is allowed" if allowed else ""))
         else:
+            # A NaN is neither: it holds no gate.
             results.append(GateResult(name, kind, limit, got, got >= limit if at_least else got <= limit))
 
     fidelity = (contender.verdict or {}).get("worst", {})
@@ -140,7 +145,10 @@ def select(
     """Run the race of one target.
 
     Args:
-        precisions, backends: the profile's orders of preference, used where nothing was measured.
+        contenders: all engines, also those that could not be built.
+        gates: the limits for this target.
+        precisions: the profile's order of preference, used where nothing was measured.
+        backends: likewise; it comes before that of the precisions.
         require: a precision that must be the one chosen.
     """
     states = [_judge(c, gates) for c in contenders]
@@ -185,17 +193,24 @@ def _choose(
         return None, ""
     measured = [c for c in eligible if c.median_ms is not None]
     if measured:
-        best = min(measured, key=lambda c: (c.median_ms, precisions.index(c.precision), backends.index(c.backend)))
+        best = min(measured, key=lambda c: (c.median_ms, _place(c.precision, precisions), _place(c.backend, backends)))
         return best, f"the fastest of {len(measured)} measured engines that hold every gate"
-    best = min(eligible, key=lambda c: (backends.index(c.backend), precisions.index(c.precision)))
+    best = min(eligible, key=lambda c: (_place(c.backend, backends), _place(c.precision, precisions)))
     return best, "nothing was measured on this target: first in the profile's order of preference"
 
 
+def _place(name: str, order: Sequence[str]) -> int:
+    """The place of ``name`` in an order of preference; what the order leaves out comes last."""
+    return order.index(name) if name in order else len(order)
+
+
 def _faster_float(chosen: Contender, passed: Sequence[Contender]) -> Contender | None:
-    if chosen.median_ms is None:
+    own = chosen.median_ms
+    if own is None:
         return None
-    faster = [c for c in passed if c.precision != chosen.precision and (c.median_ms or 1e30) < chosen.median_ms]
-    return min(faster, key=lambda c: c.median_ms or 0.0, default=None)
+    times = [(c.median_ms, c) for c in passed if c.precision != chosen.precision]
+    faster = [(ms, c) for ms, c in times if ms is not None and ms < own]
+    return min(faster, key=lambda pair: pair[0])[1] if faster else None
 
 
 def _failure(

@@ -4,20 +4,26 @@ The recorder hangs on Python's audit events, so it sees every ``open``, ``os.lis
 process, whoever calls it.  Reads made by compiled code do not raise audit events; the loaders of this
 project that use such code announce the file with :func:`announce`.
 Files of the standard library and of installed distributions are recorded by version, not by content.
+
+Not seen: files read by other programs that the code starts, environment variables, and a bare
+``exists()`` of a file that is never opened.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
+import stat
 import sys
 import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-_IGNORED = ("/proc/", "/sys/", "/dev/", "/run/")
-_WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+from toolchain.source_loader import INSTALLED
+
+_IGNORED = ("/proc/", "/sys/")
+_WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def announce(path: str | os.PathLike[str]) -> None:
@@ -34,11 +40,11 @@ class Recorder:
     """
 
     def __init__(self, root: Path, private: Iterable[Path]) -> None:
-        self._root = os.path.realpath(root)
+        self._roots = tuple({os.path.abspath(root) + os.sep, os.path.realpath(root) + os.sep})
         self._private = tuple(os.path.realpath(p) + os.sep for p in private)
         paths = sysconfig.get_paths()
         site = {os.path.realpath(paths[k]) for k in ("purelib", "platlib")}
-        site |= {os.path.realpath(p) for p in sys.path if p.endswith(("site-packages", "dist-packages"))}
+        site |= {os.path.realpath(p) for p in sys.path if p.endswith(INSTALLED)}
         self._site = tuple(p + os.sep for p in sorted(site))
         self._stdlib = tuple(os.path.realpath(paths[k]) + os.sep for k in ("stdlib", "platstdlib"))
         self._toolchain = os.path.dirname(os.path.realpath(__file__)) + os.sep
@@ -56,14 +62,18 @@ class Recorder:
         if event == "open":
             path, mode, flags = args
             if isinstance(path, bytes | str | os.PathLike):
-                writes = (isinstance(mode, str) and any(c in mode for c in "wxa+")) or (
+                # "r+" (numpy.memmap's default) reads what is there: a read, unless the code made the file itself.
+                writes = (isinstance(mode, str) and any(c in mode for c in "wxa")) or (
                     isinstance(flags, int) and bool(flags & _WRITE_FLAGS)
                 )
-                (self._written if writes else self._read).add(os.path.abspath(os.fsdecode(path)))
+                (self._written if writes else self._read).add(_absolute(path))
+        elif event == "sqlite3.connect":
+            if isinstance(args[0], bytes | str | os.PathLike) and args[0] != ":memory:":
+                self._read.add(_absolute(args[0]))
         elif event in ("os.listdir", "os.scandir") and not _from_import_system():
             path = args[0] if args[0] is not None else "."
             if isinstance(path, bytes | str | os.PathLike):
-                self._listed.add(os.path.abspath(os.fsdecode(path)))
+                self._listed.add(_absolute(path))
 
     def dependencies(self) -> list[list[str]]:
         """Stop, and return sorted ``[kind, name]`` pairs.
@@ -73,50 +83,73 @@ class Recorder:
         """
         self._active = False
         found: set[tuple[str, str]] = set()
-        packages: set[str] = set()
-        for path in self._read - self._written:
-            self._classify("file", path, found, packages)
-        for path in self._listed:
-            self._classify("folder", path, found, packages)
+        installed: dict[str, set[tuple[str, str]]] = {}
+        asked = [("file", path) for path in self._read - self._written]
+        asked += [("folder", path) for path in self._listed]
         for name in set(sys.modules) - self._before:
-            module = sys.modules.get(name)
-            source = getattr(module, "__file__", None)
+            source = getattr(sys.modules.get(name), "__file__", None)
             if isinstance(source, str):
-                self._classify("file", os.path.abspath(source), found, packages)
-        found |= {("distribution", name) for name in _distributions(packages)}
-        return sorted([list(item) for item in found])
+                asked.append(("file", os.path.abspath(source)))
+        for kind, path in asked:
+            item = self._classify(kind, path)
+            if item is None:
+                continue
+            if package := self._package(path):
+                installed.setdefault(package, set()).add(item)
+            else:
+                found.add(item)
+        return sorted([list(item) for item in found | _by_distribution(installed)])
 
-    def _classify(self, kind: str, path: str, found: set[tuple[str, str]], packages: set[str]) -> None:
+    def _classify(self, kind: str, path: str) -> tuple[str, str] | None:
+        """The dependency that ``path`` is, or None when it is none of the user's."""
         real = os.path.realpath(path)
         if path.startswith(_IGNORED) or "__pycache__" in path or (real + os.sep).startswith(self._private):
-            return
+            return None
+        if (real + os.sep).startswith(self._stdlib) and not self._package(path):
+            return None
+        if (real + os.sep).startswith(self._toolchain) or real + os.sep in self._site:
+            return None
+        try:
+            mode = os.stat(path).st_mode
+        except OSError:
+            # A folder that the code made and removed again is nothing to depend on.
+            return ("absent", self._name(path, real)) if kind == "file" else None
+        wanted = stat.S_ISREG if kind == "file" else stat.S_ISDIR
+        return (kind, self._name(path, real)) if wanted(mode) else None
+
+    def _name(self, path: str, real: str) -> str:
+        # The name that was asked for comes first: a link may point elsewhere next time.
+        for candidate in (path, real):
+            for root in self._roots:
+                if (candidate + os.sep).startswith(root):
+                    return "$ROOT/" + os.path.relpath(candidate, root)
+        return path
+
+    def _package(self, path: str) -> str:
+        """The top-level name under site-packages that ``path`` belongs to, or ``""``."""
+        real = os.path.realpath(path)
         for folder in self._site:
             if real.startswith(folder):
-                packages.add(real[len(folder) :].split(os.sep)[0].removesuffix(".py"))
-                return
-        if real.startswith(self._stdlib) or real.startswith(self._toolchain):
-            return
-        inside = real == self._root or real.startswith(self._root + os.sep)
-        name = "$ROOT/" + os.path.relpath(real, self._root) if inside else real
-        if kind == "file" and not os.path.exists(real):
-            kind = "absent"
-        elif kind == "file" and os.path.isdir(real):
-            return
-        found.add((kind, name))
+                return real[len(folder) :].split(os.sep)[0]
+        return ""
+
+
+def _absolute(path: bytes | str | os.PathLike[Any]) -> str:
+    text = os.fsdecode(path)
+    # What ".." means behind a symbolic link only the file system knows.
+    return os.path.realpath(text) if ".." in text.split(os.sep) else os.path.abspath(text)
 
 
 def _from_import_system() -> bool:
-    """Whether the audit event comes from importlib's own folder caches rather than from user code."""
-    frame = sys._getframe(2)
-    return "importlib" in frame.f_code.co_filename and "_bootstrap" in frame.f_code.co_filename
+    """Whether the audit event comes from importlib's own look for modules and metadata, not from user code."""
+    file = sys._getframe(2).f_code.co_filename
+    return file.startswith("<frozen importlib") or f"{os.sep}importlib{os.sep}" in file
 
 
 def _announce_safetensors() -> None:
     # safetensors opens files in Rust, unseen by audit hooks.
     try:
         import safetensors
-        import safetensors.numpy
-        import safetensors.torch
     except ImportError:
         return
     original: Any = safetensors.safe_open
@@ -125,12 +158,26 @@ def _announce_safetensors() -> None:
         announce(filename)
         return original(filename, *args, **options)
 
-    for module in (safetensors, safetensors.numpy, safetensors.torch):
-        module.safe_open = safe_open  # type: ignore[attr-defined, assignment]
+    # Its submodules take the function from the package when they are imported, if they are not yet.
+    for name in ("safetensors", "safetensors.numpy", "safetensors.torch"):
+        if (module := sys.modules.get(name)) is not None:
+            module.safe_open = safe_open  # type: ignore[attr-defined]
 
 
-def _distributions(packages: set[str]) -> set[str]:
-    if not packages:
+def _by_distribution(installed: dict[str, set[tuple[str, str]]]) -> set[tuple[str, str]]:
+    """The distributions that own top-level names of site-packages; what none owns stays as it is."""
+    if not installed:
         return set()
-    owners = importlib.metadata.packages_distributions()
-    return {owner for package in packages for owner in owners.get(package, ())}
+    owners: dict[str, set[str]] = {}
+    for distribution in importlib.metadata.distributions():
+        # Ten times quicker than importlib.metadata.packages_distributions(), and it knows single files.
+        names = {
+            line.split("/", 1)[0].split(",", 1)[0] for line in (distribution.read_text("RECORD") or "").split("\n")
+        }
+        names |= set((distribution.read_text("top_level.txt") or "").split())
+        for name in names & installed.keys():
+            owners.setdefault(name, set()).add(distribution.metadata["Name"])
+    found: set[tuple[str, str]] = set()
+    for package, items in installed.items():
+        found |= {("distribution", name) for name in owners.get(package, ())} or items
+    return found

@@ -19,8 +19,10 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from toolchain.errors import ExitCode, ToolchainError, did_you_mean
+from toolchain.source_loader import SourceOnlyLoader
 
 _INSTALLED = ("site-packages", "dist-packages")
+_OWN_PACKAGE = "user_code"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +172,14 @@ def user_error(error: BaseException, root: Path, what: str) -> ToolchainError:
 
 
 def _import_file(path: Path, root: Path, reference: str) -> ModuleType:
-    name = _module_name(path, root)
-    known = sys.modules.get(name)
-    if known is not None and getattr(known, "__file__", None) == str(path):
-        return known
     for folder in (str(root), str(path.parent)):
         if folder in sys.path:
             sys.path.remove(folder)
         sys.path.insert(0, folder)
+    name = _module_name(path, root)
+    known = sys.modules.get(name)
+    if known is not None and getattr(known, "__file__", None) == str(path):
+        return known
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -192,14 +194,35 @@ def _import_file(path: Path, root: Path, reference: str) -> ModuleType:
 
 
 def _module_name(path: Path, root: Path) -> str:
-    """``digits/model.py`` -> ``digits.model``, so relative imports work and names don't depend on the folder."""
-    if not path.is_relative_to(root):
-        return "user_code." + re.sub(r"\W", "_", path.stem)
-    parts = path.relative_to(root).with_suffix("").parts
-    if len(parts) > 1 and all(part.isidentifier() for part in parts):
+    """``digits/model.py`` -> ``digits.model``, so relative imports work and names don't depend on the folder.
+
+    Where that name belongs to something else (the standard library's ``json``, an installed package
+    named like the folder) the module goes below a package of our own.
+    """
+    inside = path.is_relative_to(root)
+    parts = path.relative_to(root).with_suffix("").parts if inside else (path.parent.name, path.stem)
+    parts = tuple(re.sub(r"\W", "_", part) for part in parts)
+    if inside and len(parts) > 1 and _is_folder_package(parts[0], root / parts[0]):
         return ".".join(parts)
-    # A lone stem such as "json" or "random" must not replace a module of that name.
-    return "user_code." + re.sub(r"\W", "_", "_".join(parts))
+    packages = (_OWN_PACKAGE, *parts[:-1])
+    folder = path.parent
+    for count in range(len(packages), 0, -1):
+        name = ".".join(packages[:count])
+        package = ModuleType(name)
+        package.__path__ = [str(folder)]
+        sys.modules[name] = package
+        folder = folder.parent
+    return ".".join((_OWN_PACKAGE, *parts))
+
+
+def _is_folder_package(name: str, folder: Path) -> bool:
+    """Whether ``import name`` gives the package that ``folder`` is."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return False
+    places = (spec.submodule_search_locations or []) if spec is not None else []
+    return str(folder) in [str(Path(place).resolve()) for place in places]
 
 
 def _frames(tb: TracebackType | None) -> Iterator[tuple[Any, int]]:

@@ -1,0 +1,75 @@
+"""The worker child's side of :mod:`toolchain.runner`: runs one stage on a JSON request."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from toolchain.stage import StageContext, StageResult
+
+
+def child_main(request: dict[str, Any]) -> dict[str, Any]:
+    """Run one stage, traced if it runs user code.
+
+    Args:
+        request: ``{"stage", "options_class"}`` (``"module:name"``), ``"options"`` (JSON), ``"inputs"``
+            (name -> folder), ``"out"``, ``"root"``, ``"dump_ir"`` (folder or null), ``"trace"`` (bool).
+
+    Returns:
+        ``{"facts", "refused", "dependencies"}``, the last as :meth:`toolchain.trace.Recorder.dependencies`.
+    """
+    module, name = request["options_class"].split(":")
+    options_class = getattr(importlib.import_module(module), name)
+    context = StageContext(
+        inputs={key: Path(value) for key, value in request["inputs"].items()},
+        options=rebuild(options_class, request["options"]),
+        out=Path(request["out"]),
+        root=Path(request["root"]),
+        dump_ir=Path(request["dump_ir"]) if request["dump_ir"] else None,
+    )
+    module, name = request["stage"].split(":")
+    function = getattr(importlib.import_module(module), name)
+    recorder = None
+    if request["trace"]:
+        from toolchain import source_loader
+        from toolchain.trace import Recorder
+
+        source_loader.install()
+        recorder = Recorder(context.root, [context.out, *context.inputs.values()])
+    result: StageResult = function(context)
+    dependencies = recorder.dependencies() if recorder else []
+    return {"facts": result.facts, "refused": result.refused, "dependencies": dependencies}
+
+
+def rebuild(cls: Any, data: Any) -> Any:
+    """A (nested) frozen dataclass from the JSON that ``dataclasses.asdict`` made of it."""
+    origin, args = typing.get_origin(cls), typing.get_args(cls)
+    if origin in (typing.Union, types.UnionType):
+        fitting = [a for a in args if _fits(a, data)]
+        return rebuild(fitting[0], data) if fitting else data
+    if dataclasses.is_dataclass(cls) and isinstance(cls, type) and isinstance(data, dict):
+        hints = typing.get_type_hints(cls)
+        return cls(**{f.name: rebuild(hints[f.name], data[f.name]) for f in dataclasses.fields(cls)})
+    if origin is tuple and isinstance(data, list):
+        item_types = args[:1] * len(data) if len(args) == 2 and args[1] is Ellipsis else args
+        return tuple(rebuild(t, item) for t, item in zip(item_types, data, strict=True))
+    if origin is list and isinstance(data, list):
+        return [rebuild(args[0], item) for item in data]
+    if origin in (dict, Mapping) and args and isinstance(data, dict):
+        return {key: rebuild(args[1], value) for key, value in data.items()}
+    return data
+
+
+def _fits(cls: Any, data: Any) -> bool:
+    """Whether JSON ``data`` has the form of ``cls``, a member of a union."""
+    origin = typing.get_origin(cls) or cls
+    if origin in (tuple, list):
+        return isinstance(data, list)
+    if origin in (dict, Mapping) or dataclasses.is_dataclass(origin):
+        return isinstance(data, dict)
+    return isinstance(origin, type) and isinstance(data, origin)

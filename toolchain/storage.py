@@ -1,0 +1,64 @@
+"""Where things are kept, and what a disk that refuses says."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from toolchain.errors import ExitCode, ToolchainError
+
+DEFAULT_LIMIT = 20 << 30
+"""Bytes the cache may hold before a build prunes it; TOOLCHAIN_CACHE_LIMIT_MB overrides it."""
+
+
+def default_folder() -> Path:
+    """``$TOOLCHAIN_CACHE`` or the user's cache folder."""
+    if value := os.environ.get("TOOLCHAIN_CACHE"):
+        return Path(value)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("toolchain", appauthor=False))
+
+
+def default_limit() -> int:
+    """Bytes; from TOOLCHAIN_CACHE_LIMIT_MB or :data:`DEFAULT_LIMIT`.
+
+    Raises:
+        ToolchainError: USAGE when the variable is not a whole number.
+    """
+    value = os.environ.get("TOOLCHAIN_CACHE_LIMIT_MB")
+    if value is None:
+        return DEFAULT_LIMIT
+    if not value.strip().isdecimal():
+        raise ToolchainError(
+            f"got {value!r}, allowed: a whole number of MiB", where="TOOLCHAIN_CACHE_LIMIT_MB", code=ExitCode.USAGE
+        )
+    return int(value) << 20
+
+
+@contextlib.contextmanager
+def storage_errors(folder: Path) -> Iterator[None]:
+    """Turn a full or broken disk, a read-only or forbidden folder, or a file in its place into one clear error.
+
+    Raises:
+        ToolchainError: STORAGE.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what, hint = "no space left on the disk", "free some space or choose another folder, then run again"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            what, hint = "this folder cannot be written", "choose another folder (--output, --cache or TOOLCHAIN_CACHE)"
+        elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+            what, hint = "a folder is needed here", "choose another folder (--output, --cache or TOOLCHAIN_CACHE)"
+        elif error.errno == errno.EIO:
+            what, hint = "the disk does not work", "look at the system's log (dmesg)"
+        else:
+            raise
+        raise ToolchainError(
+            f"{what} ({error.strerror})", where=str(error.filename or folder), hint=hint, code=ExitCode.STORAGE
+        ) from error
