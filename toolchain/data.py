@@ -91,7 +91,7 @@ def read_outputs(folder: Path) -> Iterator[dict[str, Array]]:
 
 
 def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
-    """An uncompressed ``.npz`` (``numpy.load`` reads it) with fixed time stamps: equal arrays in equal order, equal bytes."""
+    """An uncompressed ``.npz`` with fixed time stamps: equal arrays in equal order give equal bytes."""
     import numpy as np
 
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:

@@ -172,6 +172,17 @@ def test_a_declared_size_fixes_an_open_dimension_of_the_file(tmp_path: Path) -> 
     assert exported.contract["outputs"][0]["shape"] == [2, 3]
 
 
+def test_an_output_axis_that_the_file_leaves_open_is_named_after_the_dimension_that_it_follows(tmp_path: Path) -> None:
+    root = repository(tmp_path / "repo")
+    save_onnx(root / "net.onnx")
+    model = onnx.load(root / "net.onnx")
+    shape = model.graph.output[0].type.tensor_type.shape
+    shape.dim[0].dim_param = "unk__7"
+    onnx.save(model, root / "net.onnx")
+    exported = export_model(tmp_path, "net.onnx", root=root, inputs=(X4,), dims=(BATCH,))
+    assert exported.contract["outputs"][0]["shape"] == ["batch", 3]
+
+
 def test_a_later_opset_is_kept_and_said(tmp_path: Path) -> None:
     exported = from_onnx(tmp_path, 20, inputs=(X4,), dims=(BATCH,))
     assert exported.facts["opset"] == 20
@@ -217,5 +228,5 @@ def test_a_missing_file_and_a_wrong_suffix(tmp_path: Path) -> None:
     save_onnx(root / "net.onnx")
     with pytest.raises(ToolchainError, match=r"did you mean 'net\.onnx'"):
         export_model(tmp_path / "a", "nett.onnx", root=root)
-    with pytest.raises(ToolchainError, match="allowed: file.py:function"):
+    with pytest.raises(ToolchainError, match=r"allowed: file\.py:function"):
         export_model(tmp_path / "b", "net.bin", root=root)

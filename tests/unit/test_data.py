@@ -212,8 +212,11 @@ def test_example_sizes_are_distinct_and_not_one() -> None:
     assert sizes["batch"] == 2
     assert sizes["sequence"] == 8
     assert TWO.check_sizes()[1:] == [
-        {"batch": 1, "sequence": 8}, {"batch": 3, "sequence": 8}, {"batch": 2, "sequence": 2}, {"batch": 2, "sequence": 9},
-    ]  # fmt: skip
+        {"batch": 1, "sequence": 8},
+        {"batch": 3, "sequence": 8},
+        {"batch": 2, "sequence": 2},
+        {"batch": 2, "sequence": 9},
+    ]
     tight = Signature.of([IDS], (DimSpec("batch", 2, 2), DimSpec("sequence", 2, 2)))
     assert tight.check_sizes() == [{"batch": 2, "sequence": 2}]
 

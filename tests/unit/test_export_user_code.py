@@ -50,6 +50,14 @@ def test_a_file_named_like_a_standard_module_does_not_replace_it(tmp_path: Path)
     assert sys.modules["json"] is before
 
 
+def test_a_folder_named_like_an_installed_package_keeps_its_relative_imports(tmp_path: Path) -> None:
+    write(tmp_path, "click/part.py", "VALUE = 11\n")
+    write(tmp_path, "click/model.py", "from .part import VALUE\nimport click\ndef build():\n    return VALUE, click\n")
+    value, module = load_function("click/model.py:build", tmp_path).call()
+    assert value == 11
+    assert module.Command
+
+
 def test_a_missing_file_gets_a_suggestion(tmp_path: Path) -> None:
     write(tmp_path, "nets/model.py", "")
     error = failure("nets/modle.py:build", tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,10 @@ from toolchain.specs import Signature
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
+
+Observation = tuple[Mapping[str, int], Mapping[str, tuple[int, ...]]]
+"""Sizes of the named dimensions in one run, and the shape of each output in it."""
 
 SCHEMA = 1
 
@@ -27,6 +32,40 @@ def make_contract(path: Path, signature: Signature, preprocessing: str) -> dict[
     dims = {dim.name: dim.to_json() for dim in signature.used_dims}
     outputs = [_output(value, dims) for value in model.graph.output]
     return {"schema": SCHEMA, "inputs": inputs, "outputs": outputs, "dims": dims, "preprocessing": preprocessing}
+
+
+def name_output_axes(model: ir.Model, signature: Signature, observed: Sequence[Observation]) -> bool:
+    """Name output axes that shape inference left open after the dimension whose size they had in every run.
+
+    An axis gets a name only when one dimension alone fits, and that dimension was run at several sizes.
+
+    Args:
+        model: changed in place.
+        signature: the declared dimensions.
+        observed: per run, the sizes of the dimensions and the shape of each output.
+
+    Returns:
+        Whether anything was named.
+    """
+    import onnx_ir as ir
+
+    changed = False
+    for value in model.graph.outputs:
+        name, shapes = value.name or "", [shapes[value.name or ""] for _, shapes in observed]
+        axes: list[Any] = list(value.shape) if value.shape is not None else [None] * len(shapes[0])
+        for axis, known in enumerate(axes):
+            if isinstance(known, int) or (known is not None and str(known) in signature.dims):
+                continue
+            fitting = [
+                dim.name
+                for dim in signature.used_dims
+                if len({sizes[dim.name] for sizes, _ in observed}) > 1
+                and all(shapes[name][axis] == sizes[dim.name] for sizes, shapes in observed)
+            ]
+            if len(fitting) == 1:
+                axes[axis], changed = fitting[0], True
+        value.shape = ir.Shape(axes)
+    return changed
 
 
 def differences(path: Path, contract: dict[str, Any]) -> list[str]:

@@ -125,10 +125,12 @@ def _named(found: list[InputSpec], declared: Signature) -> list[InputSpec]:
     for spec in found:
         for axis in spec.shape:
             if isinstance(axis, str) and axis not in declared.dims:
-                named = axis != "?" and axis.isidentifier()
+                named = axis.isidentifier() and not axis.startswith("unk__")
                 raise _bad(
                     f"the file's input {spec.describe()} has a dynamic dimension with no range",
-                    f"add [model.dims.{axis}] with min and max" if named else "declare [[model.inputs]] to name it",
+                    f"add [model.dims.{axis}] with min and max"
+                    if named
+                    else "declare [[model.inputs]] with a name for it, and [model.dims.NAME] with min and max",
                 )
     return found
 

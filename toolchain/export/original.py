@@ -67,13 +67,14 @@ class TorchOriginal:
         return tuple(tensors[name] for name in self.positional), keywords
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        leaves = self._leaves(inputs)
-        kept = select([name for name, _ in leaves], self.outputs)
-        return {name: _checked(leaves[index][1], name) for index, name in kept}
+        return self.run_named(inputs)[1]
 
-    def leaf_names(self, inputs: Arrays) -> list[str]:
-        """The model's own names of everything that it returns, before a selection."""
-        return [name for name, _ in self._leaves(inputs)]
+    def run_named(self, inputs: Arrays) -> tuple[list[str], dict[str, NDArray[Any]]]:
+        """The model's own names of everything that it returns, and what :meth:`run` gives."""
+        leaves = self._leaves(inputs)
+        names = [name for name, _ in leaves]
+        kept = select(names, self.outputs)
+        return names, {name: _checked(leaves[index][1], name) for index, name in kept}
 
     def _leaves(self, inputs: Arrays) -> list[tuple[str, Any]]:
         import torch

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
+    from toolchain.export.contract import Observation
     from toolchain.export.original import OnnxOriginal, TorchOriginal
     from toolchain.graph.numeric import Difference
 
@@ -48,7 +49,7 @@ def run(ctx: StageContext) -> StageResult:
             conversion disagrees; BAD_RECIPE and USER_CODE for what the recipe names.
     """
     from toolchain.export.clean import save
-    from toolchain.export.contract import check_model, make_contract
+    from toolchain.export.contract import check_model, make_contract, name_output_axes
     from toolchain.export.original import TorchOriginal, open_original
     from toolchain.graph.counts import model_facts
 
@@ -60,15 +61,20 @@ def run(ctx: StageContext) -> StageResult:
     runs = _check_inputs(original)
     facts: dict[str, Any] = {}
     if isinstance(original, TorchOriginal):
-        model = _convert(original, runs[0], options.opset)
+        names, expected = original.run_named(runs[0])
+        model = _convert(original, runs[0], names, options.opset)
     else:
+        expected = original.run(runs[0])
         model, facts = _adopt(original, options.opset)
     path = ctx.output("onnx") / "model.onnx"
     save(model, path)
     check_model(path, ExitCode.EXPORT)
+    difference, observed = _agreement(original, path, runs, expected)
+    if name_output_axes(model, original.signature, observed):
+        save(model, path)
+        check_model(path, ExitCode.EXPORT)
     contract = make_contract(path, original.signature, options.preprocessing)
     (path.parent / "contract.json").write_bytes(canonical_json(contract))
-    difference = _agreement(original, path, runs)
     counts = model_facts(path)
     facts |= {key: counts[key] for key in ("opset", "nodes", "operators", "parameters", "bytes")}
     facts |= {key: contract[key] for key in ("inputs", "outputs", "dims")}
@@ -100,13 +106,11 @@ def _resized(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     return array
 
 
-def _convert(original: TorchOriginal, example: Mapping[str, NDArray[Any]], opset: int) -> ir.Model:
+def _convert(original: TorchOriginal, example: Mapping[str, NDArray[Any]], names: list[str], opset: int) -> ir.Model:
     from toolchain.export.clean import shape_up
     from toolchain.export.outputs import select
     from toolchain.export.trace import to_onnx
 
-    original.run(example)
-    names = original.leaf_names(example)
     model, order = to_onnx(original, example, opset)
     if len(model.graph.outputs) != len(names):
         raise ToolchainError(
@@ -133,15 +137,20 @@ def _adopt(original: OnnxOriginal, opset: int) -> tuple[ir.Model, dict[str, Any]
 
 
 def _agreement(
-    original: TorchOriginal | OnnxOriginal, path: Path, runs: list[Mapping[str, NDArray[Any]]]
-) -> Difference:
+    original: TorchOriginal | OnnxOriginal,
+    path: Path,
+    runs: list[Mapping[str, NDArray[Any]]],
+    first: dict[str, NDArray[Any]],
+) -> tuple[Difference, list[Observation]]:
+    """The worst difference over ``runs``, and the shapes seen; ``first``: the original's outputs for the first run."""
     from toolchain.graph.numeric import Difference, compare, run_session, session
 
     opened = session(path)
     worst = Difference()
-    for inputs in runs:
+    observed: list[Observation] = []
+    for number, inputs in enumerate(runs):
         shapes = ", ".join(f"{name}{list(array.shape)}" for name, array in inputs.items())
-        reference = original.run(inputs)
+        reference = original.run(inputs) if number else first
         try:
             difference = compare(reference, run_session(opened, inputs))
         except Exception as error:
@@ -155,7 +164,14 @@ def _agreement(
                 code=ExitCode.EXPORT,
             )
         worst = worst.worst(difference)
-    return worst
+        sizes = {
+            axis: inputs[spec.name].shape[index]
+            for spec in original.signature.inputs
+            for index, axis in enumerate(spec.shape)
+            if isinstance(axis, str)
+        }
+        observed.append((sizes, {name: array.shape for name, array in reference.items()}))
+    return worst, observed
 
 
 STAGE = StageDef(
