@@ -18,6 +18,7 @@ from toolchain.errors import ExitCode
 from toolchain.host import detect_host
 from toolchain.stages import compile_tvm
 from toolchain.stages.compile_tvm import Options
+from toolchain.tvm.cuda import kernel_architectures
 from toolchain.tvm.elf import read_elf
 
 V3 = Options(X86_V3, "cpu", "x86_64", True, 256, 16, "cc", "2.28", "fp32")
@@ -81,13 +82,17 @@ def test_an_arm_library_needs_only_libc_libm_and_tvm(stages: Stages, digits: Pat
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
-def test_cuda_code_is_compiled_without_a_gpu(stages: Stages, digits: Path) -> None:
+def test_cuda_kernels_are_machine_code_and_the_same_bytes_without_a_gpu(stages: Stages, digits: Path) -> None:
     options = replace(V3, target={"kind": "cuda", "arch": "sm_80"}, kind="cuda", native=False, precision="fp32")
     ran = stages.run(compile_tvm, options, digits)
     assert not ran.refused
     assert ran.description["device"] == "cuda"
     assert ran.facts["checked"] == "proxy on build host cpu"
-    assert b"sm_80" in (ran.engine / "model.so").read_bytes()
+    library = (ran.engine / "model.so").read_bytes()
+    assert kernel_architectures(library) == [80]
+    assert b"__global__" not in library
+    again = stages.run(compile_tvm, options, digits)
+    assert (again.engine / "model.so").read_bytes() == library
 
 
 def test_the_same_bytes_come_out_in_two_folders(stages: Stages, digits: Path, tmp_path: Path) -> None:

@@ -85,9 +85,7 @@ class Graph:
         onnx.save(model, folder / "model.onnx")
         contract = {
             "schema": 1,
-            "inputs": [
-                {"name": n, "dtype": d, "shape": s, "pad": (pads or {}).get(n)} for n, (d, s) in inputs.items()
-            ],
+            "inputs": [{"name": n, "dtype": d, "shape": s, "pad": (pads or {}).get(n)} for n, (d, s) in inputs.items()],
             "outputs": [{"name": n, "dtype": d, "shape": s} for n, (d, s) in outputs.items()],
             "dims": dict(dims),
             "preprocessing": "",
@@ -169,7 +167,7 @@ class Stages:
             "trace": False,
         }
         log = base / "log"
-        end = self._pool.call(stage.STAGE.worker, "toolchain.runner:child_main", request, base / "reply", log)
+        end = self._pool.call(stage.STAGE.worker, "toolchain.stage_child:child_main", request, base / "reply", log)
         assert end.reply is not None, (end.describe(), log.read_text())
         if "error" in end.reply:
             return Ran({}, base, error=ToolchainError.from_json(end.reply["error"]))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.errors import ExitCode, ToolchainError
+from toolchain.tvm import cuda
 from toolchain.tvm.library import Refusal, load_tvm, one_line
 
 
@@ -212,9 +213,9 @@ def compile_module(module: Any, machine: Machine, notes: Notes, dump: Path | Non
         ToolchainError: BAD_TARGET; MISSING_TOOL when CUDA needs nvcc.
     """
     tvm = load_tvm()
-    if machine.kind == "cuda":
-        _check_nvcc()
     target = machine.tvm_target()
+    if machine.kind == "cuda":
+        cuda.prepare(str(machine.target.get("arch", "")))
     _dump(dump, 1, "import", module)
     number = 1
     for number, phase in enumerate(PHASES, start=2):
@@ -254,15 +255,3 @@ def _dump(folder: Path | None, number: int, name: str, module: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         text = str(module.script(show_meta=False))
         (folder / f"{number:02d}-{name}.py").write_text(re.sub(r"0x[0-9a-f]{9,}", "0x...", text))
-
-
-def _check_nvcc() -> None:
-    import shutil
-
-    if shutil.which("nvcc") is None:
-        raise ToolchainError(
-            "CUDA code needs NVIDIA's compiler nvcc, which is not on PATH",
-            where="target.cuda",
-            hint="apt-get install nvidia-cuda-toolkit (or put /usr/local/cuda/bin on PATH)",
-            code=ExitCode.MISSING_TOOL,
-        )
