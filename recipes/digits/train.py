@@ -51,7 +51,7 @@ def train(model: nn.Module, split: Split) -> None:
     loss_of = nn.CrossEntropyLoss(label_smoothing=0.05)
     model.train()
     for _ in range(EPOCHS):
-        for index in torch.randperm(len(images)).split(BATCH):
+        for index in torch.split(torch.randperm(len(images)), BATCH):
             loss = loss_of(model(shifted(images[index])), labels[index])
             optimizer.zero_grad()
             loss.backward()
@@ -70,7 +70,7 @@ def shifted(images: Tensor) -> Tensor:
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of images whose largest logit is at the label."""
     with torch.inference_mode():
-        return (model(images).argmax(1) == labels).double().mean().item()
+        return float((model(images).argmax(1) == labels).double().mean())
 
 
 if __name__ == "__main__":

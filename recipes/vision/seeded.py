@@ -63,7 +63,8 @@ def _in_steps(values: torch.Tensor) -> torch.Tensor:
 def smooth_images(count: int, size: int, seed: int) -> NDArray[np.float32]:
     """Random smooth colour fields: noise on grids of 2 to 32 cells, enlarged linearly and added.
 
-    Coarser grids weigh more, as in photographs, whose spectrum falls with frequency.
+    Each image has a fineness, a contrast and a colour cast of its own; images that differ in their details alone
+    are all the same to a network that ends in an average over the picture.
 
     Args:
         count: number of images.
@@ -71,16 +72,19 @@ def smooth_images(count: int, size: int, seed: int) -> NDArray[np.float32]:
         seed: of the noise.
 
     Returns:
-        float32 [count, 3, size, size], each image with mean 0 and standard deviation 1, like an image
-        normalised with the data set's mean and deviation.
+        float32 [count, 3, size, size], about -4 to 4, like photographs normalised with their mean and deviation.
     """
     generator = np.random.default_rng(seed)
     images = np.zeros((count, 3, size, size), np.float64)
     for cells in (2, 4, 8, 16, 32):
         grid = generator.random((count, 3, cells + 1, cells + 1)) - 0.5
-        images += _enlarge(_enlarge(grid, size).swapaxes(2, 3), size).swapaxes(2, 3) / cells**0.5
+        share = generator.random((count, 1, 1, 1)) ** 2
+        images += _enlarge(_enlarge(grid, size).swapaxes(2, 3), size).swapaxes(2, 3) * share
     images -= images.mean((1, 2, 3), keepdims=True)
-    return np.asarray(images / images.std((1, 2, 3), keepdims=True), np.float32)
+    images /= images.std((1, 2, 3), keepdims=True)
+    contrast = 0.25 + generator.random((count, 1, 1, 1))
+    cast = 2 * generator.random((count, 3, 1, 1)) - 1
+    return np.asarray(images * contrast + cast, np.float32)
 
 
 def _enlarge(values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
