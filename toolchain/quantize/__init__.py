@@ -1,0 +1,1 @@
+"""Lower precisions of an ONNX model: calibration, static and dynamic int8, float16, sensitivity, report."""

@@ -1,0 +1,157 @@
+"""Value ranges of activations from calibration data, in memory that doesn't grow with the data.
+
+ONNX Runtime's calibrators keep every intermediate output of all that their data reader yields, and its
+histograms widen bin by bin when a later batch exceeds the first one's range: a first batch of tiny values
+makes billions of bins.  Here each batch is collected and let go before the next one is read, and the
+histogram methods read the data twice: the first pass finds each tensor's range, the second fills histograms
+of a fixed number of bins over it.  The thresholds then depend neither on the batch size nor on the order.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolchain.data import read_batches
+from toolchain.errors import ExitCode, ToolchainError
+from toolchain.quantize.model import MODEL, quiet, write_model
+from toolchain.quantize.scheme import INT8_OPS, Scheme
+
+if TYPE_CHECKING:
+    import onnx
+
+BINS = {"percentile": 4096, "entropy": 512}
+"""Bins of the histograms.  Entropy's threshold search takes time with the square of their number."""
+
+_QUANTIZED_BINS = 128  # entropy: levels on which the distributions are compared, as in TensorRT's method
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What calibration found.
+
+    Attributes:
+        ranges: ONNX Runtime's ``TensorsData``: lowest and highest value by tensor name.
+        unusable: tensors whose values are not all finite; nodes that touch them can't be quantized.
+        method: as in :class:`Scheme`.
+        samples, batches: how much data was read.
+    """
+
+    ranges: Any
+    unusable: frozenset[str]
+    method: str
+    samples: int
+    batches: int
+
+    def facts(self) -> dict[str, Any]:
+        return {"method": self.method, "samples": self.samples, "batches": self.batches}
+
+
+class _Reader:
+    """The data reader of one batch."""
+
+    def __init__(self, feed: dict[str, Any]) -> None:
+        self._feed: dict[str, Any] | None = feed
+
+    def get_next(self) -> dict[str, Any] | None:
+        feed, self._feed = self._feed, None
+        return feed
+
+
+def calibrate(model: onnx.ModelProto, folder: Path, scheme: Scheme) -> Calibration:
+    """Ranges of all float tensors around int8 operators.
+
+    Args:
+        model: prepared by :func:`toolchain.quantize.model.load_prepared`; not changed.
+        folder: a ``dataset`` artifact.
+        scheme: names the method.
+
+    Raises:
+        ToolchainError: QUANTIZE when the data is empty or the model doesn't run on it.
+    """
+    import numpy as np
+    from onnxruntime.quantization import CalibrationMethod
+    from onnxruntime.quantization.calibrate import TensorsData
+
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = type(model)()
+        copy.CopyFrom(model)
+        path = write_model(copy, Path(temporary))
+        minmax = _collector(path, CalibrationMethod.MinMax, {})
+        samples, batches = _collect(minmax, folder)
+        data = dict(minmax.compute_data().items())
+        finite = {n: d for n, d in data.items() if np.isfinite(d.lowest).all() and np.isfinite(d.highest).all()}
+        ranges = TensorsData(CalibrationMethod.MinMax, finite)
+        if scheme.method != "minmax":
+            del minmax
+            ranges = _histogram_ranges(path, folder, scheme, finite)
+    return Calibration(ranges, frozenset(data.keys() - finite.keys()), scheme.method, samples, batches)
+
+
+def _collector(path: Path, method: Any, extra: dict[str, Any]) -> Any:
+    from onnxruntime.quantization.calibrate import create_calibrator
+
+    with quiet():
+        return create_calibrator(
+            path,
+            sorted(INT8_OPS),
+            augmented_model_path=str(path.parent / f"augmented-{method.name}.onnx"),
+            calibrate_method=method,
+            use_external_data_format=(path.parent / f"{MODEL}.data").exists(),
+            extra_options=extra,
+        )
+
+
+def _collect(calibrator: Any, folder: Path) -> tuple[int, int]:
+    samples = batches = 0
+    wanted = {i.name for i in calibrator.infer_session.get_inputs()}
+    for batch in read_batches(folder):
+        feed = {name: array for name, array in batch.inputs.items() if name in wanted}
+        with quiet():
+            try:
+                calibrator.collect_data(_Reader(feed))
+            except Exception as error:  # ONNX Runtime raises a class per status, all derived from Exception alone
+                message = " ".join(str(error).split())
+                raise ToolchainError(
+                    f"the model does not run on calibration batch {batches}: {message}",
+                    where="calibration",
+                    hint="compare the batch's shapes and dtypes with the model's inputs",
+                    code=ExitCode.QUANTIZE,
+                ) from error
+        samples, batches = samples + batch.size, batches + 1
+    if not samples:
+        raise ToolchainError(
+            "the calibration data is empty; static int8 needs at least one batch",
+            where="calibration",
+            hint="let data.calibration yield some hundred samples like those the model will meet",
+            code=ExitCode.QUANTIZE,
+        )
+    return samples, batches
+
+
+def _histogram_ranges(path: Path, folder: Path, scheme: Scheme, finite: dict[str, Any]) -> Any:
+    """Second pass: ONNX Runtime's histogram collector, its bins laid over the known ranges beforehand."""
+    import numpy as np
+    from onnxruntime.quantization import CalibrationMethod
+    from onnxruntime.quantization.calibrate import HistogramCollector
+
+    bins = BINS[scheme.method]
+    method = {"percentile": CalibrationMethod.Percentile, "entropy": CalibrationMethod.Entropy}[scheme.method]
+    extra = {"symmetric": False, "num_bins": bins, "num_quantized_bins": _QUANTIZED_BINS}
+    calibrator = _collector(path, method, extra | {"percentile": scheme.percentile})
+    calibrator.tensors_to_calibrate = calibrator.tensors_to_calibrate & finite.keys()
+    collector = HistogramCollector(
+        scheme.method, symmetric=False, num_bins=bins, num_quantized_bins=_QUANTIZED_BINS,
+        percentile=scheme.percentile, scenario="same",
+    )  # fmt: skip
+    for name in sorted(calibrator.tensors_to_calibrate):
+        low, high = (np.float32(np.min(v)) for v in finite[name].range_value)
+        threshold = np.maximum(np.float32(1e-30), np.maximum(abs(low), abs(high)))
+        edges = np.linspace(-threshold, threshold, bins + 1, dtype=np.float32)
+        collector.histogram_dict[name] = (np.zeros(bins, np.int64), edges, low, high, threshold)
+    calibrator.collector = collector
+    _collect(calibrator, folder)
+    with quiet():
+        return calibrator.compute_data()
