@@ -55,6 +55,8 @@ def storage_errors(folder: Path) -> Iterator[None]:
             what, hint = "this folder cannot be written", "choose another folder (--output, --cache or TOOLCHAIN_CACHE)"
         elif error.errno in (errno.EEXIST, errno.ENOTDIR):
             what, hint = "a folder is needed here", "choose another folder (--output, --cache or TOOLCHAIN_CACHE)"
+        elif error.errno == errno.EFBIG:
+            what, hint = "the file is larger than this disk or a limit (ulimit -f) allows", "choose another folder"
         elif error.errno == errno.EIO:
             what, hint = "the disk does not work", "look at the system's log (dmesg)"
         else:

@@ -11,6 +11,7 @@ Not seen: files read by other programs that the code starts, environment variabl
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import stat
@@ -57,8 +58,12 @@ class Recorder:
         sys.addaudithook(self._hook)
 
     def _hook(self, event: str, args: tuple[Any, ...]) -> None:
-        if not self._active:
-            return
+        if self._active:
+            # What a hook raises, the user's call would raise; an unusable path will do so by itself.
+            with contextlib.suppress(OSError, ValueError):
+                self._note(event, args)
+
+    def _note(self, event: str, args: tuple[Any, ...]) -> None:
         if event == "open":
             path, mode, flags = args
             if isinstance(path, bytes | str | os.PathLike):
@@ -70,6 +75,13 @@ class Recorder:
         elif event == "sqlite3.connect":
             if isinstance(args[0], bytes | str | os.PathLike) and args[0] != ":memory:":
                 self._read.add(_absolute(args[0]))
+        elif event == "os.mkdir":
+            # An existing one stays what it is, see exist_ok.
+            if not os.path.lexists(args[0]):
+                self._written.add(_absolute(args[0]))
+        elif event == "os.rename":
+            if _absolute(args[0]) in self._written:
+                self._written.add(_absolute(args[1]))
         elif event in ("os.listdir", "os.scandir") and not _from_import_system():
             path = args[0] if args[0] is not None else "."
             if isinstance(path, bytes | str | os.PathLike):
@@ -85,7 +97,7 @@ class Recorder:
         found: set[tuple[str, str]] = set()
         installed: dict[str, set[tuple[str, str]]] = {}
         asked = [("file", path) for path in self._read - self._written]
-        asked += [("folder", path) for path in self._listed]
+        asked += [("folder", path) for path in self._listed - self._written]
         for name in set(sys.modules) - self._before:
             source = getattr(sys.modules.get(name), "__file__", None)
             if isinstance(source, str):
@@ -112,8 +124,9 @@ class Recorder:
         try:
             mode = os.stat(path).st_mode
         except OSError:
-            # A folder that the code made and removed again is nothing to depend on.
-            return ("absent", self._name(path, real)) if kind == "file" else None
+            # importlib tries to open what is on sys.path, and some of that is no file.
+            searched = path in map(os.path.abspath, sys.path)
+            return ("absent", self._name(path, real)) if kind == "file" and not searched else None
         wanted = stat.S_ISREG if kind == "file" else stat.S_ISDIR
         return (kind, self._name(path, real)) if wanted(mode) else None
 
@@ -142,7 +155,7 @@ def _absolute(path: bytes | str | os.PathLike[Any]) -> str:
 
 def _from_import_system() -> bool:
     """Whether the audit event comes from importlib's own look for modules and metadata, not from user code."""
-    file = sys._getframe(2).f_code.co_filename
+    file = sys._getframe(3).f_code.co_filename
     return file.startswith("<frozen importlib") or f"{os.sep}importlib{os.sep}" in file
 
 

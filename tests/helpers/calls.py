@@ -114,3 +114,18 @@ def note(path: Path, pids: list[int]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(" ".join(map(str, pids)))
     partial.rename(path)
+
+
+def trace_code(request: dict[str, Any]) -> dict[str, Any]:
+    """Run ``code`` under a recorder, with ``root`` first on the path; ``site`` joins the path before that."""
+    from toolchain import source_loader
+    from toolchain.trace import Recorder
+
+    if request.get("cwd"):
+        os.chdir(request["cwd"])
+    sys.path[:0] = [request["root"], *request.get("site", [])]
+    source_loader.install()
+    recorder = Recorder(Path(request["root"]), [Path(p) for p in request.get("private", [])])
+    names: dict[str, Any] = {"root": Path(request["root"])}
+    exec(request["code"], names)
+    return {"dependencies": recorder.dependencies(), "value": names.get("value")}
