@@ -40,9 +40,7 @@ def test_external_weights_travel_with_the_model(stages: Stages, tmp_path: Path) 
     folder = digits_cnn(tmp_path / "onnx")
     model = onnx.load(folder / "model.onnx")
     (folder / "model.onnx").unlink()
-    onnx.save(
-        model, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=1024
-    )
+    onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=1024)
     ran = stages.run(compile_ort, Options(CPU, "cpu", "fp32"), folder)
     assert (ran.engine / "model.onnx.data").read_bytes() == (folder / "model.onnx.data").read_bytes()
     assert ran.facts["bytes"] > (folder / "model.onnx.data").stat().st_size

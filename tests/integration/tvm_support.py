@@ -67,7 +67,7 @@ class Graph:
         self,
         folder: Path,
         inputs: Mapping[str, tuple[str, list[int | str]]],
-        outputs: Mapping[str, tuple[str, list[int | str | None]]],
+        outputs: Mapping[str, tuple[str, list[int | str | None] | None]],
         dims: Mapping[str, Any],
         pads: Mapping[str, float] | None = None,
     ) -> Path:
@@ -86,7 +86,7 @@ class Graph:
         contract = {
             "schema": 1,
             "inputs": [{"name": n, "dtype": d, "shape": s, "pad": (pads or {}).get(n)} for n, (d, s) in inputs.items()],
-            "outputs": [{"name": n, "dtype": d, "shape": s} for n, (d, s) in outputs.items()],
+            "outputs": [{"name": n, "dtype": d, "shape": s or []} for n, (d, s) in outputs.items()],
             "dims": dict(dims),
             "preprocessing": "",
         }
@@ -94,7 +94,9 @@ class Graph:
         return folder
 
 
-def save_unary(folder: Path, graph: Graph, result: str, shape: list[int | str], out: list[int | str | None]) -> Path:
+def save_unary(
+    folder: Path, graph: Graph, result: str, shape: list[int | str], out: list[int | str | None] | None
+) -> Path:
     """A model of one float32 input ``x`` and one output."""
     graph.nodes.append(helper.make_node("Identity", [result], ["y"], name="last"))
     dims = BATCH if "batch" in shape else {}

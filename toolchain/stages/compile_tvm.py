@@ -164,7 +164,6 @@ def _compile_one(job: _Job, variant: _Variant, notes: Notes, *, single: bool) ->
     Raises:
         Refusal: it can't be imported or compiled, or computes something else than ONNX Runtime.
     """
-    from toolchain.tvm.compare import Library, compare_all
     from toolchain.tvm.importer import import_model
     from toolchain.tvm.library import Refusal
     from toolchain.tvm.link import link_executable
@@ -178,7 +177,7 @@ def _compile_one(job: _Job, variant: _Variant, notes: Notes, *, single: bool) ->
     link_executable(executable, job.linker, library)
     sizes = [dict(variant.sizes)] if variant.sizes else job.signature.check_sizes()
     if _how_checked(job.options) == "native":
-        result = compare_all(Library(library), job.reference, job.signature, sizes)
+        result = _compare(job, library, sizes)
     else:
         result = _check_by_proxy(job, module, sizes)
     if result.problem:
@@ -191,7 +190,6 @@ def _check_by_proxy(job: _Job, module: Any, sizes: list[dict[str, int]]) -> Comp
     import platform
     import tempfile
 
-    from toolchain.tvm.compare import Library, compare_all
     from toolchain.tvm.link import Linker, link_executable
     from toolchain.tvm.pipeline import Machine, Notes, compile_module
 
@@ -204,7 +202,14 @@ def _check_by_proxy(job: _Job, module: Any, sizes: list[dict[str, int]]) -> Comp
     with tempfile.TemporaryDirectory(prefix="toolchain-proxy-") as temporary:
         library = Path(temporary) / "proxy.so"
         link_executable(compile_module(module, machine, Notes()), linker, library)
-        return compare_all(Library(library), job.reference, job.signature, sizes)
+        return _compare(job, library, sizes)
+
+
+def _compare(job: _Job, library: Path, sizes: list[dict[str, int]]) -> Comparison:
+    from toolchain.tvm.compare import HALF, SINGLE, Library, compare_all
+
+    tolerance = HALF if job.options.precision == "fp16" else SINGLE
+    return compare_all(Library(library), job.reference, job.signature, sizes, tolerance)
 
 
 def _write_engine(ctx: StageContext, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,20 @@ from toolchain.tvm.library import load_tvm, one_line
 if TYPE_CHECKING:
     import numpy as np
 
-_TOLERANCE = {"float64": (1e-3, 1e-4), "float32": (1e-3, 1e-4), "float16": (3e-2, 1e-2)}
-"""dtype -> (relative to the largest reference value, absolute): both runtimes reorder sums, and ONNX Runtime
-computes float16 in float32 where TVM accumulates in float16."""
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Allowed difference: ``absolute + relative * (largest reference value)``."""
+
+    relative: float
+    absolute: float
+
+
+SINGLE = Tolerance(1e-3, 1e-4)
+"""Both runtimes reorder sums."""
+
+HALF = Tolerance(3e-2, 1e-2)
+"""ONNX Runtime's CPU computes float16 in float32, where TVM accumulates in float16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +98,9 @@ class Library:
         return [tensor.numpy() for tensor in ([result] if hasattr(result, "numpy") else result)]
 
 
-def compare(library: Library, reference: Reference, signature: Signature, sizes: Mapping[str, int]) -> Comparison:
+def compare(
+    library: Library, reference: Reference, signature: Signature, sizes: Mapping[str, int], tolerance: Tolerance
+) -> Comparison:
     """Runs both once, at ``sizes``."""
     inputs = random_inputs(signature, sizes)
     try:
@@ -102,14 +115,14 @@ def compare(library: Library, reference: Reference, signature: Signature, sizes:
         return Comparison(0.0, f"gives {len(got)} outputs instead of {len(expected)}")
     worst = 0.0
     for (name, want), have in zip(expected.items(), got, strict=True):
-        error_size, problem = _difference(have, want)
+        error_size, problem = _difference(have, want, tolerance)
         worst = max(worst, error_size)
         if problem:
             return Comparison(worst, f"output {name!r}: {problem}")
     return Comparison(worst)
 
 
-def _difference(have: np.ndarray, want: np.ndarray) -> tuple[float, str]:
+def _difference(have: np.ndarray, want: np.ndarray, tolerance: Tolerance) -> tuple[float, str]:
     """The largest absolute difference and what is wrong, if anything."""
     import numpy as np
 
@@ -129,18 +142,21 @@ def _difference(have: np.ndarray, want: np.ndarray) -> tuple[float, str]:
     if not finite.any():
         return 0.0, "" if same.all() else "infinities differ"
     error = float(np.abs(have[finite].astype(np.float64) - want[finite].astype(np.float64)).max())
-    relative, absolute = _TOLERANCE[str(want.dtype)]
-    allowed = absolute + relative * float(np.abs(want[finite]).max())
+    allowed = tolerance.absolute + tolerance.relative * float(np.abs(want[finite]).max())
     return error, f"differs by up to {error:.3g}, allowed {allowed:.3g}" if error > allowed else ""
 
 
 def compare_all(
-    library: Library, reference: Reference, signature: Signature, sizes: Sequence[Mapping[str, int]]
+    library: Library,
+    reference: Reference,
+    signature: Signature,
+    sizes: Sequence[Mapping[str, int]],
+    tolerance: Tolerance,
 ) -> Comparison:
     """The first problem over several sizes, or the largest error; skipped only if every size was."""
     results: list[Comparison] = []
     for each in sizes:
-        result = compare(library, reference, signature, each)
+        result = compare(library, reference, signature, each, tolerance)
         if result.problem:
             at = ", ".join(f"{name} {size}" for name, size in each.items())
             return Comparison(result.max_abs_error, result.problem + (f" (at {at})" if at else ""))
