@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import io
 import json
 import logging
@@ -186,6 +187,31 @@ def quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
+def sort_topologically(graph: onnx.GraphProto) -> None:
+    """Kahn's algorithm; among ready nodes the earlier one goes first, so that the order is determined."""
+    nodes = list(graph.node)
+    makers = {output: number for number, node in enumerate(nodes) for output in node.output if output}
+    waiting: list[set[int]] = []
+    readers: dict[int, list[int]] = {}
+    for number, node in enumerate(nodes):
+        needed = {makers[name] for name in (*node.input, *captured(node)) if name in makers}
+        waiting.append(needed)
+        for maker in needed:
+            readers.setdefault(maker, []).append(number)
+    ready = [number for number, needed in enumerate(waiting) if not needed]
+    order: list[int] = []
+    while ready:
+        order.append(heapq.heappop(ready))
+        for reader in readers.get(order[-1], []):
+            waiting[reader].discard(order[-1])
+            if not waiting[reader]:
+                heapq.heappush(ready, reader)
+    if order != list(range(len(nodes))) and len(order) == len(nodes):
+        copies = [type(nodes[i]).FromString(nodes[i].SerializeToString()) for i in order]
+        del graph.node[:]
+        graph.node.extend(copies)
+
+
 def _constants_to_initializers(graph: onnx.GraphProto) -> None:
     kept = []
     for node in graph.node:
@@ -213,3 +239,13 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
             node.name = name
             taken.add(name)
         seen.add(node.name)
+
+
+def captured(node: onnx.NodeProto) -> list[str]:
+    """Values of the outer graph that the subgraphs of ``node`` may read (all names they read)."""
+    found: list[str] = []
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                found += [*inner.input, *captured(inner)]
+    return found

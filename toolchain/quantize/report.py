@@ -8,9 +8,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolchain.quantize.calibration import Calibration
 from toolchain.quantize.model import open_session
-from toolchain.quantize.scheme import INT8_OPS
-from toolchain.quantize.static import value_types
+from toolchain.quantize.scheme import INT8_OPS, Scheme
+from toolchain.quantize.static import blockers, value_types
 
 if TYPE_CHECKING:
     import onnx
@@ -108,3 +109,32 @@ def _general_reason(node: onnx.NodeProto, types: Mapping[str, int], candidates: 
     if node.op_type not in candidates:
         return "the operator has no int8 form here"
     return "its input or output is not quantized"
+
+
+def static_facts(
+    before: onnx.ModelProto,
+    after: onnx.ModelProto,
+    calibration: Calibration,
+    scheme: Scheme,
+    kept: Collection[str] = (),
+) -> dict[str, Any]:
+    """Facts of a static quantization; ``kept`` names the nodes that a sensitivity search kept float."""
+    quantized, folded = static_nodes(before, after)
+    reasons = blockers(before, calibration)
+    reasons |= dict.fromkeys(kept, "kept in float by the sensitivity search")
+    reasons |= dict.fromkeys(scheme.exclude, "excluded by the recipe")
+    facts: dict[str, Any] = {"scheme": scheme.name, "calibration": calibration.facts()}
+    if scheme.method == "percentile":
+        facts["calibration"]["percentile"] = scheme.percentile
+    return facts | node_facts(before, quantized, folded, reasons, INT8_OPS)
+
+
+def dynamic_reasons(before: onnx.ModelProto, scheme: Scheme) -> dict[str, str]:
+    """Why nodes of operators with a dynamic form stay float, by name; only the reasons that apply if they do."""
+    constants = {i.name for i in before.graph.initializer}
+    reasons = {
+        n.name: "its weights are not constant"
+        for n in before.graph.node
+        if n.op_type in ("Conv", "MatMul", "Gemm") and n.input[1] not in constants
+    }
+    return reasons | dict.fromkeys(scheme.exclude, "excluded by the recipe")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolchain.errors import ExitCode, ToolchainError, did_you_mean
 from toolchain.quantize.calibration import Calibration
-from toolchain.quantize.model import quiet
+from toolchain.quantize.model import captured, quiet, sort_topologically
 from toolchain.quantize.scheme import INT8_OPS, WEIGHTED_OPS, Scheme
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def quantize_static(
             ) from error
     result: onnx.ModelProto = quantizer.model.model
     _float_outputs(result.graph)
+    sort_topologically(result.graph)
     return result
 
 
@@ -140,3 +141,11 @@ def _float_outputs(graph: onnx.GraphProto) -> None:
         source.output[0] = value.name
         graph.node.remove(quantize)
         graph.node.remove(dequantize)
+    _drop_unused_initializers(graph)
+
+
+def _drop_unused_initializers(graph: onnx.GraphProto) -> None:
+    used = {name for node in graph.node for name in (*node.input, *captured(node))}
+    unused = [i for i in graph.initializer if i.name not in used]
+    for initializer in unused:
+        graph.initializer.remove(initializer)
