@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.bench import Bench
+from hypothesis import settings
 
 from toolchain.cache import Cache
+from toolchain.worker import WorkerPool
+
+# The same examples each time, however slow the machine.
+settings.register_profile("steady", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("steady")
 
 TESTS = Path(__file__).parent
 
@@ -46,3 +54,25 @@ def repo(tmp_path: Path) -> Path:
     (root / "helper.py").write_text("def scale(value):\n    return value * 2\n")
     (root / "data" / "numbers.txt").write_text("1 2 3\n")
     return root
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[WorkerPool]:
+    with WorkerPool() as pool:
+        yield pool
+
+
+@pytest.fixture
+def bench(cache: Cache, repo: Path, pool: WorkerPool, tmp_path: Path) -> Bench:
+    return Bench(cache, repo, pool, tmp_path / "trail")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder]).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", folder], check=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ __all__ = [
 _LOG_LINES = 200
 _LOG_BYTES = 64 << 10
 _FULL_BYTES = 64 << 10  # a disk with less than this free is why a write failed
+_NO_SPACE = re.compile("no space left|not enough (free )?space", re.IGNORECASE)
 _CHANGED = "changed while the stage ran"
 
 
@@ -201,7 +203,8 @@ class Runner:
         if "exception" in end.reply:
             # Libraries that write with compiled code tell of a full disk in words of their own.
             debug = "\n".join([end.reply["traceback"], tail])
-            if end.reply.get("errno") in (errno.ENOSPC, errno.EDQUOT) or _is_full(log.parent):
+            full = end.reply.get("errno") in (errno.ENOSPC, errno.EDQUOT) or _NO_SPACE.search(end.reply["exception"])
+            if full or _is_full(log.parent):
                 raise _disk_full(node, debug, end.reply["exception"])
             raise ToolchainError(
                 end.reply["exception"],

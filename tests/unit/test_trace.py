@@ -6,23 +6,18 @@ import itertools
 import os
 import sqlite3
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.distributions import install_distribution
 from safetensors.numpy import save_file
 
 from toolchain.worker import WorkerPool
 
 Trace = Callable[..., set[tuple[str, str]]]
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[WorkerPool]:
-    with WorkerPool() as pool:
-        yield pool
 
 
 @pytest.fixture
@@ -206,7 +201,7 @@ def test_a_data_file_of_an_installed_package_is_recorded_by_distribution(trace: 
 
 def test_a_virtual_environment_inside_the_repository_holds_distributions(trace: Trace, repo: Path) -> None:
     site = repo / ".venv" / "lib" / "python3.11" / "site-packages"
-    fake_distribution(site, "fancy-layers", "1.2", "fancy_layers")
+    install_distribution(site, "fancy-layers", "1.2", "fancy_layers")
     (site / "loose.py").write_text("")
     found = trace("import fancy_layers, loose", site=[str(site)])
     assert found == {
@@ -239,12 +234,3 @@ def test_an_edit_that_keeps_size_and_time_is_not_hidden_by_a_compiled_file(trace
     source.write_text(source.read_text().replace("value * 2", "value * 3"))
     os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
     trace("import helper; assert helper.scale(1) == 3, 'the old code ran'")
-
-
-def fake_distribution(site: Path, name: str, version: str, module: str) -> None:
-    """Install a distribution of one module into ``site``."""
-    info = site / f"{name.replace('-', '_')}-{version}.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    (site / f"{module}.py").write_text(f"VERSION = {version!r}\n")
-    (info / "RECORD").write_text(f"{module}.py,,\n{info.name}/METADATA,,\n{info.name}/RECORD,,\n")

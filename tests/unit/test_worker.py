@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,6 @@ from toolchain.errors import ExitCode, ToolchainError
 from toolchain.worker import ChildEnd, WorkerPool
 
 Call = Callable[..., ChildEnd]
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[WorkerPool]:
-    with WorkerPool() as pool:
-        yield pool
 
 
 @pytest.fixture
