@@ -27,7 +27,8 @@ def release_sources(recipe: Recipe) -> list[Path]:
         (code if path.suffix == ".py" else other).add(path.resolve())
     other |= {(recipe.folder / entry).resolve() for entry in recipe.targets if entry.endswith(".toml")}
     code.update(imported_files(code, import_folders(recipe.root, *sorted(code))))
-    return [recipe.path.resolve(), *sorted((code | other) - {recipe.path.resolve()})]
+    existing = {path for path in code | other if path.is_file()}
+    return [recipe.path.resolve(), *sorted(existing - {recipe.path.resolve()})]
 
 
 def make_variables(recipe: Recipe, folder: Path) -> str:

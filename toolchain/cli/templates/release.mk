@@ -31,10 +31,13 @@ $(RELEASE_INDEX): $(RELEASE_SOURCES) $(RELEASE_DATA)
 # A source that has been deleted makes the list anew, not an error.
 $(RELEASE_SOURCES):
 else
-# The list could not be made: try again where the failure is shown.
-release: $(RELEASE_DEPENDENCIES)
+release:
+	@echo "release: the sources could not be listed, for the reason above" >&2; exit 1
 endif
 
+# make starts anew once the list is made; once is enough, even if a source's time lies in the future.
+ifeq ($(MAKE_RESTARTS),)
 $(RELEASE_DEPENDENCIES): $(RELEASE_RECIPE) $(RELEASE_SOURCES)
 	@mkdir -p $(@D)
 	@$(TOOLCHAIN) init --dependencies $(RELEASE_RECIPE) > $@.new && mv $@.new $@
+endif
