@@ -131,3 +131,24 @@ def run_stage(stage: Any, out: Path, options: Any, **inputs: Path) -> StageResul
     out.mkdir(parents=True, exist_ok=True)
     result: StageResult = stage.run(StageContext(inputs, options, out, out))
     return result
+
+
+def masked_attention(folder: Path) -> Path:
+    """MatMuls, a Softmax over scores and an int64 mask that a Cast makes float32 and -1e9 hides with."""
+    nodes = [
+        helper.make_node("Cast", ["mask"], ["fmask"], "cast_mask", to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["fmask", "one"], ["hidden"], "sub"),
+        helper.make_node("Mul", ["hidden", "large"], ["bias"], "scale_mask"),
+        helper.make_node("MatMul", ["x", "wq"], ["q"], "query"),
+        helper.make_node("Transpose", ["x"], ["xt"], "transpose", perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "xt"], ["scores"], "scores_matmul"),
+        helper.make_node("Add", ["scores", "bias"], ["masked"], "add_mask"),
+        helper.make_node("Softmax", ["masked"], ["weights"], "softmax"),
+        helper.make_node("MatMul", ["weights", "x"], ["y"], "mix"),
+    ]
+    weights = {"one": np.array([1], np.float32), "large": np.array([1e9], np.float32), "wq": floats(1, 8, 8)}
+    inputs: dict[str, tuple[str, list[int | str]]] = {
+        "x": ("float32", ["batch", 6, 8]),
+        "mask": ("int64", ["batch", 1, 6]),
+    }
+    return write_onnx(folder, nodes, weights, inputs, {"y": ["batch", 6, 8]})

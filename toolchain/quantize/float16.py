@@ -9,12 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolchain.quantize.model import byte_size, find_problem, quiet, sort_topologically, write_model
+from toolchain.quantize.model import (
+    byte_size,
+    find_problem,
+    quiet,
+    run_session,
+    session_of,
+    sort_topologically,
+    write_model,
+)
 
 if TYPE_CHECKING:
     import onnx
 
 _ROUNDS = 8
+_CLAMP = 1e4  # the converter's max_finite_val
+_LARGEST = 65504.0
 _NAMED = re.compile(r"[Nn]ode\s*[:(]?\s*\(?['\"]?([^\s'\"()]+)|name:\s*([^\s'\"()]+)|op_type:\s*(\w+)")
 
 
@@ -25,7 +35,7 @@ class Float16Result:
     Attributes:
         problem: why there is no valid model, or "".
         kept_ops: operator types kept in float32 because the model was invalid with them converted.
-        kept_nodes: nodes kept in float32 by name.
+        kept_nodes: nodes kept in float32 by name: the excluded ones, and those around values too large.
         clamped: messages about constants moved into float16's range.
         bytes_before, bytes_after: bytes of the weights.
     """
@@ -51,6 +61,9 @@ def convert_float16(
     readers expect float16).  The message of the checker or of ONNX Runtime names the node; its operator type is
     kept in float32 and the conversion starts over, up to 8 times.
 
+    Nodes that write or read a value beyond float16's range on ``feed`` stay in float32 too: ONNX Runtime's CPU
+    provider computes float16 in float32 and would hide the overflow that a GPU shows.
+
     Args:
         model: prepared; not changed.
         folder: where model.onnx goes; left without one when there is a problem.
@@ -63,25 +76,26 @@ def convert_float16(
     kept: list[str] = []
     clamped: tuple[str, ...] = ()
     problem, size = "", byte_size(model)
+    nodes = tuple(sorted({*exclude, *_overflowing(model, feed)}))
     for _ in range(_ROUNDS):
         copy = type(model)()
         copy.CopyFrom(model)
         blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *kept]
         try:
-            converted, clamped = _convert(copy, blocked, sorted(exclude))
+            converted, clamped = _convert(copy, blocked, list(nodes))
         except Exception as error:  # the converter raises bare ValueError, KeyError and IndexError
             problem = f"the converter failed: {type(error).__name__}: {error}"
             break
         path = write_model(converted, folder)
         problem = find_problem(path, feed, reference)
         if not problem:
-            return Float16Result("", tuple(kept), tuple(sorted(exclude)), clamped, size, byte_size(converted))
+            return Float16Result("", tuple(kept), nodes, clamped, size, byte_size(converted))
         offender = _offending_op(problem, converted, model, kept)
         path.unlink()
         if offender is None:
             break
         kept.append(offender)
-    return Float16Result(problem, tuple(kept), tuple(sorted(exclude)), clamped, size, size)
+    return Float16Result(problem, tuple(kept), nodes, clamped, size, size)
 
 
 def _convert(model: onnx.ModelProto, blocked: list[str], nodes: list[str]) -> tuple[onnx.ModelProto, tuple[str, ...]]:
@@ -113,3 +127,26 @@ def _offending_op(problem: str, converted: onnx.ModelProto, model: onnx.ModelPro
             if op and op not in kept:
                 return op
     return None
+
+
+def _overflowing(model: onnx.ModelProto, feed: dict[str, Any]) -> set[str]:
+    """Nodes around values beyond float16's range, with constants clamped as the converter clamps them."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    copy = type(model)()
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            array = numpy_helper.to_array(tensor)
+            if array.size and np.abs(array).max() > _CLAMP:
+                tensor.CopyFrom(numpy_helper.from_array(np.clip(array, -_CLAMP, _CLAMP), tensor.name))
+    present = {o.name for o in copy.graph.output}
+    made = {o for node in copy.graph.node for o in node.output}
+    floats = [v.name for v in copy.graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT]
+    extra = [name for name in floats if name in made and name not in present]
+    copy.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in extra)
+    with session_of(copy) as session:
+        values = run_session(session, feed)
+    large = {n for n, v in values.items() if v.dtype == np.float32 and v.size and np.nanmax(np.abs(v)) > _LARGEST}
+    return {node.name for node in model.graph.node if large & {*node.input, *node.output}}

@@ -13,6 +13,7 @@ every step of the search is judged by the evaluation itself.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -108,7 +109,7 @@ def find_layers(model: onnx.ModelProto, calibration: Calibration, scheme: Scheme
         owner.update(dict.fromkeys(node.output, group))
     count = min(len(groups), MAX_LAYERS)
     bounds = [len(groups) * i // count for i in range(count + 1)] if count else []
-    blocks = [[n for g in groups[a:b] for n in g] for a, b in zip(bounds, bounds[1:], strict=False)]
+    blocks = [[n for g in groups[a:b] for n in g] for a, b in itertools.pairwise(bounds)]
     return tuple(_layer(block) for block in blocks)
 
 
@@ -180,7 +181,7 @@ def search(
     # With high == 1 the only layer left to give back is the one that plain int8 failed without.
     for candidate in list(reversed(kept))[:MAX_RETURNS] if high > 1 else ():
         fewer = [r for r in kept if r is not candidate]
-        if fewer and len(kept) > 1 and fewer != list(ranked[: high - 1]) and holds(fewer):
+        if fewer and fewer != list(ranked[: high - 1]) and holds(fewer):
             kept = fewer
     return SearchResult(tuple(kept), tuple(tries))
 
