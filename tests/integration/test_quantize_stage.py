@@ -188,6 +188,20 @@ def test_values_that_are_not_finite_keep_their_nodes_float_with_that_reason(tmp_
     assert np.isfinite(run_onnx(tmp_path / "out/onnx/model.onnx")({"x": np.eye(4, dtype=np.float32)})["y"]).all()
 
 
+def test_an_attention_mask_stays_float_instead_of_rounding_the_scores_away(tmp_path: Path) -> None:
+    model = masked_attention(tmp_path / "model")
+    mask = np.ones((8, 1, 6), np.int64)
+    mask[:, :, 4:] = 0
+    feeds = [{"x": floats(i, 8, 6, 8, scale=1), "mask": mask} for i in range(3)]
+    data = dataset(tmp_path / "d", [(feed, {}) for feed in feeds[:2]])
+    result = run_stage(quantize, tmp_path / "out", Options(), onnx=model, calibration=data)
+    reasons = {g["op"]: g["reason"] for g in result.facts["stayed_float"]}
+    assert reasons["Add"] == reasons["Softmax"] == "its values on the calibration data reach 1e+09, like a mask's"
+    assert result.facts["running_int8_operators"] == {"MatMulIntegerToFloat": 1, "QLinearMatMul": 2}
+    wanted, got = (run_onnx(folder / "model.onnx")(feeds[2])["y"] for folder in (model, tmp_path / "out/onnx"))
+    assert np.linalg.norm(got - wanted) < 0.05 * np.linalg.norm(wanted)
+
+
 def test_constants_in_nodes_and_nameless_nodes_are_quantized_all_the_same(tmp_path: Path) -> None:
     constant = onnx.numpy_helper.from_array(floats(1, 8, 4), "value")
     nodes = [
@@ -310,8 +324,8 @@ def test_nothing_is_printed(tmp_path: Path, model: Path, images: Path, capfd: py
 
 
 def test_options_survive_json(model: Path) -> None:
-    from toolchain.stage_child import rebuild
     from toolchain.stage import options_to_json
+    from toolchain.stage_child import rebuild
 
     options = Options(precision="fp16", exclude=("a", "b"))
     assert rebuild(Options, json.loads(json.dumps(options_to_json(options)))) == options

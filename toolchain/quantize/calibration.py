@@ -9,7 +9,9 @@ of a fixed number of bins over it.  The thresholds then depend neither on the ba
 
 from __future__ import annotations
 
+import math
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 BINS = {"percentile": 4096, "entropy": 512}
 """Bins of the histograms.  Entropy's threshold search takes time with the square of their number."""
 
+LARGEST = 1e8
+"""Values beyond this are the fill of an attention mask: 256 levels up to them round all real scores to zero."""
+
 _QUANTIZED_BINS = 128  # entropy: levels on which the distributions are compared, as in TensorRT's method
 
 
@@ -34,13 +39,14 @@ class Calibration:
 
     Attributes:
         ranges: ONNX Runtime's ``TensorsData``: lowest and highest value by tensor name.
-        unusable: tensors whose values are not all finite; nodes that touch them can't be quantized.
+        unusable: tensors that can't be quantized, with the reason: values that are not all finite, or beyond
+            :data:`LARGEST`.
         method: as in :class:`Scheme`.
         samples, batches: how much data was read.
     """
 
     ranges: Any
-    unusable: frozenset[str]
+    unusable: Mapping[str, str]
     method: str
     samples: int
     batches: int
@@ -82,12 +88,20 @@ def calibrate(model: onnx.ModelProto, folder: Path, scheme: Scheme) -> Calibrati
         minmax = _collector(path, CalibrationMethod.MinMax, {})
         samples, batches = _collect(minmax, folder)
         data = dict(minmax.compute_data().items())
-        finite = {n: d for n, d in data.items() if np.isfinite(d.lowest).all() and np.isfinite(d.highest).all()}
+        largest = {n: float(np.max(np.maximum(np.abs(d.lowest), np.abs(d.highest)))) for n, d in data.items()}
+        unusable = {n: _unusable(value) for n, value in largest.items() if not value <= LARGEST}
+        finite = {n: d for n, d in data.items() if n not in unusable}
         ranges = TensorsData(CalibrationMethod.MinMax, finite)
         if scheme.method != "minmax":
             del minmax
             ranges = _histogram_ranges(path, folder, scheme, finite)
-    return Calibration(ranges, frozenset(data.keys() - finite.keys()), scheme.method, samples, batches)
+    return Calibration(ranges, unusable, scheme.method, samples, batches)
+
+
+def _unusable(largest: float) -> str:
+    if math.isfinite(largest):
+        return f"its values on the calibration data reach {largest:.2g}, like a mask's"
+    return "its values on the calibration data are not all finite"
 
 
 def _collector(path: Path, method: Any, extra: dict[str, Any]) -> Any:

@@ -47,8 +47,8 @@ def blockers(model: onnx.ModelProto, calibration: Calibration) -> dict[str, str]
         unknown = [name for name in floats if name not in constants and name not in calibration.ranges]
         if not node.input or types.get(node.input[0]) != _FLOAT:
             found[node.name] = "its input is not float32"
-        elif any(name in calibration.unusable for name in values):
-            found[node.name] = "its values on the calibration data are not all finite"
+        elif reasons := [calibration.unusable[name] for name in values if name in calibration.unusable]:
+            found[node.name] = reasons[0]
         elif node.op_type == "Conv" and node.input[1] not in constants:
             found[node.name] = "its weights are not constant"
         elif unknown:
