@@ -170,6 +170,8 @@ def measure_problems(profile: TargetProfile, run_problems: list[str]) -> list[st
     """Why engines for ``profile`` are not measured on a machine that has ``run_problems`` with them."""
     if profile.execute.how != "native":
         return [f"the profile says execute.how = {profile.execute.how!r}"]
+    if profile.kind == "cuda" and not run_problems and not _version("onnxruntime-gpu"):
+        return ["ONNX Runtime engines need onnxruntime-gpu in place of onnxruntime; TVM engines are measured"]
     return run_problems
 
 

@@ -78,7 +78,7 @@ def _compile_words(profile: TargetProfile) -> str:
 def _fields(prefix: str, model: BaseModel) -> Iterator[Field]:
     for name, info in type(model).model_fields.items():
         value = getattr(model, name)
-        key = f"{prefix}{name}"
+        key = f"{prefix}{info.alias or name}"
         if isinstance(value, BaseModel):
             yield from _fields(f"{key}.", value)
         else:

@@ -44,7 +44,7 @@ def _lines(found: Diagnosis) -> Iterator[str]:
     if reasons:
         yield from ("", "why not", *(f"  {reason}" for reason in reasons))
     if found.installs:
-        yield from ("", "to install what is missing", *(f"  {line}" for line in found.installs))
+        yield from ("", "commands that install the rest", *(f"  {line}" for line in found.installs))
     yield ""
     yield f"to build for this machine: {'not everything is there' if found.missing else 'everything is there'}"
 

@@ -16,7 +16,18 @@ from toolchain.target import TargetProfile, list_targets, load_target
 from toolchain.target_words import build_words, execution_words, fields, machine_words
 
 
-@click.group(invoke_without_command=True)
+class _Group(click.Group):
+    """Points from ``targets NAME`` to ``targets show NAME``."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            ctx.fail(f"no such command {args[0]!r}; to explain a target: toolchain targets show {args[0]}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Group, invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
