@@ -35,8 +35,8 @@ def build_words(profile: TargetProfile) -> list[str]:
     return [
         _compile_words(profile),
         f"ONNX Runtime engines run with {runtime.execution_provider}.",
-        f"Candidates: {', '.join(numerics.precisions)}; that order decides only where nothing is measured, and so does "
-        f"the order of backends: {', '.join(runtime.engines)}.",
+        f"Candidates: {', '.join(numerics.precisions)}, by backends {', '.join(runtime.engines)}.",
+        "The order of both decides only where nothing is measured.",
         f"int8 uses {scheme}" + (", weights limited to 7 bits." if numerics.reduce_range else "."),
         f"The bundle asks for {profile.os} on {profile.arch}, {runtime.abi.libc} {runtime.abi.min} or newer"
         + (f", and a device that runs {profile.cuda.arch} code." if profile.cuda else "."),
