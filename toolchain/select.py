@@ -126,7 +126,9 @@ def check_gates(contender: Contender, gates: Gates) -> tuple[GateResult, ...]:
     check("agreement", ExitCode.GATE_FIDELITY, gates.agreement, fidelity.get("agreement"), at_least=True)
     accuracy = (contender.verdict or {}).get("accuracy") or {}
     check("accuracy_drop", ExitCode.GATE_ACCURACY, gates.accuracy_drop, accuracy.get("drop"))
-    check("min_accuracy", ExitCode.GATE_ACCURACY, gates.min_accuracy, accuracy.get("value"), at_least=True)
+    # For an error, where lower is better, the worst value allowed is the highest.
+    higher = bool(accuracy.get("higher_is_better", True))
+    check("min_accuracy", ExitCode.GATE_ACCURACY, gates.min_accuracy, accuracy.get("value"), at_least=higher)
     measured = contender.measurement or {}
     check("latency_ms", ExitCode.GATE_LATENCY, gates.latency_ms, measured.get("median_ms"))
     check("latency_p95_ms", ExitCode.GATE_LATENCY, gates.latency_p95_ms, measured.get("p95_ms"))
@@ -159,14 +161,9 @@ def select(
         code, reason, failures = _failure(contenders, states, require)
     else:
         code, failures = ExitCode.OK, ()
-        faster = _faster_float(chosen, passed) if require else None
-        if faster is not None:
-            code = ExitCode.GATE_NEVER_SLOWER
-            reason = (
-                f"the required {require} is slower: {chosen.id} takes {chosen.median_ms:.3f} ms, "
-                f"{faster.id} {faster.median_ms:.3f} ms"
-            )
-            failures, chosen = (reason,), None
+        slower = _never_slower(chosen, passed, gates) if require else ""
+        if slower:
+            code, reason, failures, chosen = ExitCode.GATE_NEVER_SLOWER, slower, (slower,), None
     rows = tuple(
         _row(c, results, state, why, chosen, reason, require)
         for c, (results, state, why) in zip(contenders, states, strict=True)
@@ -196,7 +193,7 @@ def _choose(
         best = min(measured, key=lambda c: (c.median_ms, _place(c.precision, precisions), _place(c.backend, backends)))
         return best, f"the fastest of {len(measured)} measured engines that hold every gate"
     best = min(eligible, key=lambda c: (_place(c.backend, backends), _place(c.precision, precisions)))
-    return best, "nothing was measured on this target: first in the profile's order of preference"
+    return best, "not measured on this target: first in the profile's order of preference"
 
 
 def _place(name: str, order: Sequence[str]) -> int:
@@ -204,13 +201,24 @@ def _place(name: str, order: Sequence[str]) -> int:
     return order.index(name) if name in order else len(order)
 
 
-def _faster_float(chosen: Contender, passed: Sequence[Contender]) -> Contender | None:
-    own = chosen.median_ms
+def _never_slower(required: Contender, passed: Sequence[Contender], gates: Gates) -> str:
+    """Why a required precision must not be taken: another one that passed is faster, or may be; else ``""``."""
+    times = [(c.median_ms, c) for c in passed if c.precision != required.precision]
+    measured = [(ms, c) for ms, c in times if ms is not None]
+    if not measured:
+        return ""
+    ms, fastest = min(measured, key=lambda pair: pair[0])
+    own = required.median_ms
     if own is None:
-        return None
-    times = [(c.median_ms, c) for c in passed if c.precision != chosen.precision]
-    faster = [(ms, c) for ms, c in times if ms is not None and ms < own]
-    return min(faster, key=lambda pair: pair[0])[1] if faster else None
+        if gates.unmeasured == "allow":
+            return ""
+        return (
+            f"the required {required.precision} may be slower: {required.id} was not measured, "
+            f"{fastest.id} takes {ms:.3f} ms"
+        )
+    if ms >= own:
+        return ""
+    return f"the required {required.precision} is slower: {required.id} takes {own:.3f} ms, {fastest.id} {ms:.3f} ms"
 
 
 def _failure(
@@ -232,7 +240,8 @@ def _failure(
         return closest[0].kind, f"{named} holds every gate", lines
     if rejected:
         return ExitCode.GATE_FIDELITY, f"{named} computes valid outputs", lines
-    return ExitCode.COMPILE, f"{named} could be built and verified", lines
+    reason = f"{named} could be built and verified"
+    return ExitCode.COMPILE, reason, lines or (reason,)
 
 
 def _row(

@@ -71,7 +71,13 @@ def run(ctx: StageContext) -> StageResult:
 def accuracy_facts(metric: str, value: float, original: float, higher_is_better: bool) -> Mapping[str, Any]:
     """``drop`` is positive when the engine is worse than the original, in the metric's own unit."""
     drop = original - value if higher_is_better else value - original
-    return {"metric": metric, "value": value, "original": original, "drop": drop}
+    return {
+        "metric": metric,
+        "value": value,
+        "original": original,
+        "drop": drop,
+        "higher_is_better": higher_is_better,
+    }
 
 
 STAGE = StageDef(
