@@ -9,8 +9,7 @@ from toolchain.errors import ExitCode
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "exit-codes.md"
 ROWS = {
-    int(code): name
-    for code, name in re.findall(r"^\| (\d+) \| `([A-Z_]+)` \| \S", DOCUMENT.read_text(), re.MULTILINE)
+    int(code): name for code, name in re.findall(r"^\| (\d+) \| `([A-Z_]+)` \| \S", DOCUMENT.read_text(), re.MULTILINE)
 }
 
 
