@@ -71,8 +71,6 @@ def convert_float16(
         reference: the float32 model's outputs on ``feed``.
         exclude: nodes that stay float32.
     """
-    from onnxconverter_common import float16
-
     kept: list[str] = []
     clamped: tuple[str, ...] = ()
     problem, size = "", byte_size(model)
@@ -80,9 +78,11 @@ def convert_float16(
     for _ in range(_ROUNDS):
         copy = type(model)()
         copy.CopyFrom(model)
-        blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *kept]
+        # Blocked by node, not by type: with the type Cast blocked, the converter blocks the casts that it inserts
+        # itself, and inserts casts around those without end.
+        blocked = [*nodes, *(node.name for node in model.graph.node if node.op_type in kept)]
         try:
-            converted, clamped = _convert(copy, blocked, list(nodes))
+            converted, clamped = _convert(copy, blocked)
         except Exception as error:  # the converter raises bare ValueError, KeyError and IndexError
             problem = f"the converter failed: {type(error).__name__}: {error}"
             break
@@ -98,14 +98,12 @@ def convert_float16(
     return Float16Result(problem, tuple(kept), nodes, clamped, size, size)
 
 
-def _convert(model: onnx.ModelProto, blocked: list[str], nodes: list[str]) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+def _convert(model: onnx.ModelProto, blocked: list[str]) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     from onnxconverter_common import float16
 
     with warnings.catch_warnings(record=True) as caught, quiet():
         warnings.simplefilter("always")
-        converted = float16.convert_float_to_float16(
-            model, keep_io_types=True, op_block_list=blocked, node_block_list=nodes
-        )
+        converted = float16.convert_float_to_float16(model, keep_io_types=True, node_block_list=blocked)
     messages = dict.fromkeys(str(w.message) for w in caught if "truncated" in str(w.message))
     sort_topologically(converted.graph)
     return converted, tuple(messages)
