@@ -52,7 +52,6 @@ class Evaluator:
         evaluation, reference: folders of the ``dataset`` and of the original's outputs on it.
         metric, function: see :class:`toolchain.metrics.Metric`; None: fidelity only.
         limits: what must hold.
-        int8_activations: see :func:`toolchain.quantize.model.open_session`.
     """
 
     evaluation: Path
@@ -60,7 +59,6 @@ class Evaluator:
     metric: MetricSpec | None
     function: MetricFunction | None
     limits: AccuracyLimits
-    int8_activations: bool = False
 
     def __call__(self, model: onnx.ModelProto) -> Evaluation:
         """Run ``model`` over the evaluation data.
@@ -71,7 +69,7 @@ class Evaluator:
         spec = self.metric
         ours, theirs = (Metric(spec, self.function), Metric(spec, self.function)) if spec else (None, None)
         fidelity = Fidelity()
-        with session_of(model, int8_activations=self.int8_activations) as session:
+        with session_of(model) as session:
             for batch, original in zip(read_batches(self.evaluation), read_outputs(self.reference), strict=True):
                 outputs = run_session(session, batch.inputs)
                 fidelity.update(outputs, original)

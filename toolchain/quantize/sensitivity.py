@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MAX_LAYERS = 40
 """Layers ranked one by one; larger models are ranked in this many blocks of consecutive layers."""
 
-MAX_SAMPLES = 64
+MAX_SAMPLES = 32
 """Calibration samples on which layers are ranked."""
 
 MAX_RETURNS = 12
@@ -138,7 +138,7 @@ def rank_layers(
     ranked = []
     for layer in layers:
         quantized = quantize_static(model, calibration, scheme, only=layer.nodes)
-        with session_of(quantized, int8_activations=scheme.activation == "s8") as session:
+        with session_of(quantized) as session:
             got = [run_session(session, feed) for feed in feeds]
         ranked.append(RankedLayer(layer, _relative_error(got, expected)))
     return tuple(sorted(ranked, key=lambda r: -r.error))

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from toolchain.fidelity import WORST
 from toolchain.quantize.scheme import AccuracyLimits, Scheme
 from toolchain.stage import StageContext, StageDef, StageResult
 
@@ -90,8 +91,7 @@ def _finish(ctx: StageContext, facts: dict[str, Any], source: tuple[Any, Any], k
     quantized = quantize_static(model, calibration, ctx.options, keep_float=names)
     facts |= static_facts(model, quantized, calibration, ctx.options, names)
     facts["kept_float"] = [
-        {"layer": e.layer.name, "nodes": list(e.layer.nodes), "reason": f"relative output error {e.error:.3g} in int8"}
-        for e in kept
+        {"layer": e.layer.name, "nodes": list(e.layer.nodes), "reason": _reason(e.error)} for e in kept
     ]
     folder = ctx.output("onnx")
     path = write_model(quantized, folder)
@@ -120,11 +120,16 @@ def _evaluator(ctx: StageContext) -> Any:
         function = load_function(options.metric, ctx.root)
     spec = MetricSpec(options.metric, options.k, options.output, options.higher_is_better) if options.metric else None
     folders = ctx.inputs["evaluation"], ctx.inputs["reference"]
-    return Evaluator(*folders, spec, function, options.limits, int8_activations=options.activation == "s8")
+    return Evaluator(*folders, spec, function, options.limits)
 
 
 def _sensitivity_facts(entry: Any) -> dict[str, Any]:
-    return {"layer": entry.layer.name, "error": entry.error, "nodes": list(entry.layer.nodes)}
+    facts = {"layer": entry.layer.name, "error": entry.error, "nodes": list(entry.layer.nodes)}
+    return facts if entry.error < WORST else facts | {"error": None, "note": _reason(entry.error)}
+
+
+def _reason(error: float) -> str:
+    return f"relative output error {error:.3g} in int8" if error < WORST else "NaN or infinite outputs in int8"
 
 
 def _failure(everything: Any, result: Any, layers: int, bound: int | None) -> str:
