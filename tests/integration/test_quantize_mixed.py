@@ -163,6 +163,14 @@ def test_evaluation_data_without_labels_is_an_error(tmp_path: Path, ruined: dict
     assert caught.value.code == ExitCode.USER_CODE
 
 
+def test_an_accuracy_limit_without_a_metric_is_an_error_and_no_silent_pass(
+    tmp_path: Path, ruined: dict[str, Path]
+) -> None:
+    with pytest.raises(ToolchainError, match="need a metric") as caught:
+        run_stage(mixed, tmp_path / "out", Options(limits=TOP1), **ruined)
+    assert caught.value.code == ExitCode.BAD_RECIPE
+
+
 def _deep(folder: Path, layers: int) -> Path:
     from onnx import helper
 

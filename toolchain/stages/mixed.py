@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from toolchain.errors import ExitCode, ToolchainError
 from toolchain.fidelity import WORST
 from toolchain.quantize.scheme import AccuracyLimits, Scheme
 from toolchain.stage import StageContext, StageDef, StageResult
@@ -40,7 +41,7 @@ def run(ctx: StageContext) -> StageResult:
 
     Raises:
         ToolchainError: QUANTIZE for settings or node names that don't exist, and empty calibration data;
-            USER_CODE for labels that don't fit the metric.
+            USER_CODE for labels that don't fit the metric; BAD_RECIPE for an accuracy limit without a metric.
     """
     from toolchain.quantize.calibration import calibrate
     from toolchain.quantize.model import load_prepared
@@ -118,6 +119,9 @@ def _evaluator(ctx: StageContext) -> Any:
         from toolchain.user_code import load_function
 
         function = load_function(options.metric, ctx.root)
+    if not options.metric and (options.limits.accuracy_drop is not None or options.limits.min_accuracy is not None):
+        what = "accuracy_drop and min_accuracy need a metric; the recipe has none"
+        raise ToolchainError(what, where="gates", hint="add a [metric] table", code=ExitCode.BAD_RECIPE)
     spec = MetricSpec(options.metric, options.k, options.output, options.higher_is_better) if options.metric else None
     folders = ctx.inputs["evaluation"], ctx.inputs["reference"]
     return Evaluator(*folders, spec, function, options.limits)
