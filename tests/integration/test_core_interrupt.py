@@ -146,11 +146,11 @@ def test_two_builds_at_once_share_the_work_and_break_nothing(tmp_path: Path, rep
         assert Artifact.of_folder("text", artifact).digest == f"sha256:{artifact.name}"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs the right to mount a tmpfs")
 def test_a_build_on_a_full_disk_ends_with_its_code_and_works_again_with_space(tmp_path: Path, repo: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", disk], check=True)
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", disk]).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
     try:
         (disk / "cache").mkdir()
         with open(disk / "filler", "wb", buffering=0) as file:
