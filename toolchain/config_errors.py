@@ -12,7 +12,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,6 @@ _ALLOWED = {
     "mapping_type": "a table",
     "model_type": "a table",
     "model_attributes_type": "a table",
-    "literal_error": "{expected}",
-    "union_tag_invalid": "{expected_tags}",
     "greater_than": "a number greater than {gt}",
     "greater_than_equal": "a number of at least {ge}",
     "less_than": "a number less than {lt}",
@@ -178,41 +176,58 @@ def shape_problems(model: type[BaseModel], data: Mapping[str, Any]) -> list[Prob
     return []
 
 
-def raise_problems(problems: Sequence[Problem], path: Path, what: str, code: ExitCode) -> None:
-    """Raises one error that lists ``problems`` in the order of their keys; returns if there are none.
+def raise_problems(
+    problems: Iterable[Problem],
+    path: Path,
+    what: str,
+    code: ExitCode,
+    file_of: Callable[[Key], str] | None = None,
+) -> None:
+    """Raises one error that lists ``problems``; returns if there are none.
 
-    A key that is wrong in itself is reported once, without what follows from it.
+    Args:
+        problems: the mistakes; of several with one key only the first is told.
+        path: the file.
+        what: ``"recipe"`` or ``"target profile"``.
+        code: exit code of the error.
+        file_of: gives the name of the file that a key comes from, where it may be another one.
 
     Raises:
         ToolchainError: there are problems.
     """
-    if not problems:
+    first: dict[Key, Problem] = {}
+    for entry in problems:
+        first.setdefault(entry.key, entry)
+    if not first:
         return
-    unique = list(dict.fromkeys(problems))
-    count = f"{len(unique)} mistakes" if len(unique) > 1 else "1 mistake"
-    raise ToolchainError(
-        f"{count} in this {what}",
-        where=str(path),
-        code=code,
-        details=[entry.line(path.name) for entry in unique],
-    )
+    count = f"{len(first)} mistakes" if len(first) > 1 else "1 mistake"
+    lines = [entry.line(file_of(key) if file_of else path.name) for key, entry in first.items()]
+    raise ToolchainError(f"{count} in this {what}", where=str(path), code=code, details=lines)
 
 
 def _translate(model: type[BaseModel], data: Mapping[str, Any], detail: ErrorDetails) -> Problem:
-    key = tuple(_written(data, detail["loc"]))
-    kind, context = detail["type"], detail.get("ctx", {})
+    loc, kind, context = detail["loc"], detail["type"], detail.get("ctx", {})
+    key = tuple(_written(data, loc))
     if kind == "extra_forbidden":
-        siblings = _keys_allowed(model, key[:-1])
+        siblings = _keys_allowed(model, loc[:-1])
         return Problem(key, "an unknown key", f"the keys {', '.join(siblings)}", closest(key[-1], siblings))
     if kind == "missing":
-        return problem(key, _MISSING, _described(model, key))
+        return problem(key, _MISSING, _described(model, loc))
     if kind == _ERROR_TYPE:
         return problem(key, detail["input"], context["allowed"], context["choices"])
     if kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", context["expected"])
-        return problem(key, detail["input"], context["expected"], choices)
-    allowed = _ALLOWED[kind].format(**context) if kind in _ALLOWED else _described(model, key)
+        return problem(key, detail["input"], context["expected"], _quoted(context["expected"]))
+    if kind == "union_tag_invalid":
+        choices = context["expected_tags"]
+        return problem((*key, "kind"), context["tag"], choices, _quoted(choices))
+    if kind == "union_tag_not_found":
+        return problem((*key, "kind"), _MISSING, _described(model, loc))
+    allowed = _ALLOWED[kind].format(**context) if kind in _ALLOWED else _described(model, loc)
     return problem(key, detail["input"], allowed)
+
+
+def _quoted(text: str) -> list[str]:
+    return re.findall(r"'([^']*)'", text)
 
 
 def _written(data: Any, loc: Iterable[str | int]) -> Iterator[str | int]:
@@ -227,17 +242,20 @@ def _written(data: Any, loc: Iterable[str | int]) -> Iterator[str | int]:
             yield part
 
 
-def _field(model: type[BaseModel], key: Key) -> FieldInfo | None:
+def _field(model: type[BaseModel], loc: Key) -> FieldInfo | None:
+    """The field at a pydantic location, whose parts are keys, list positions, chosen names and union tags."""
     found: FieldInfo | None = None
-    current: type[BaseModel] | None = model
+    current: list[type[BaseModel]] = [model]
     in_collection = False
-    for part in key:
-        if in_collection or current is None or not isinstance(part, str):
-            in_collection = False  # a list position or a name that the user chose
-            continue
-        found = _fields(current).get(part)
-        current = None if found is None else _model_in(found.annotation)
-        in_collection = found is not None and current is not None and not _is_table(found.annotation)
+    for part in loc:
+        if in_collection or not current or not isinstance(part, str):
+            in_collection = False
+        elif len(current) > 1:
+            current = [choice for choice in current if _fields(choice)["kind"].default == part]
+        else:
+            found = _fields(current[0]).get(part)
+            current = [] if found is None else _models_in(found.annotation)
+            in_collection = found is not None and bool(current) and not _is_table(found.annotation)
     return found
 
 
@@ -255,16 +273,18 @@ def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
     return {info.alias or name: info for name, info in model.model_fields.items()}
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in typing.get_args(annotation) if (found := _model_in(part))), None)
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and typing.get_origin(annotation) is None:
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [found for part in typing.get_args(annotation) for found in _models_in(part)]
 
 
 def _keys_allowed(model: type[BaseModel], parents: Key) -> list[str]:
     field = _field(model, parents) if parents else None
-    owner = model if field is None else _model_in(field.annotation)
-    return list(_fields(owner)) if owner is not None else []
+    owners = [model] if field is None else _models_in(field.annotation)
+    if len(owners) > 1:  # the last part is the union's tag
+        owners = [owner for owner in owners if _fields(owner)["kind"].default == parents[-1]]
+    return list(_fields(owners[0])) if owners else []
 
 
 def _described(model: type[BaseModel], key: Key) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from toolchain.config_errors import refuse
 
 SCHEMA = 1
+
+PRECISIONS = ("fp32", "fp16", "int8-static", "int8-mixed", "int8-dynamic")
+Precision = Literal["fp32", "fp16", "int8-static", "int8-mixed", "int8-dynamic"]
 
 FUNCTION_PATTERN = r"[^:]+\.py:[A-Za-z_][A-Za-z0-9_]*"
 SEMVER_PATTERN = (
@@ -64,6 +67,12 @@ def _distinct(value: tuple[Any, ...]) -> tuple[Any, ...]:
     return value
 
 
+def _precision(value: Any) -> Any:
+    if value not in PRECISIONS:
+        raise refuse(", ".join(repr(name) for name in PRECISIONS), PRECISIONS)
+    return value
+
+
 SchemaNumber = Annotated[int, BeforeValidator(_schema_number), WithJsonSchema({"type": "integer", "const": SCHEMA})]
 Name = Annotated[
     str,
@@ -83,6 +92,7 @@ FunctionRef = Annotated[
     Field(json_schema_extra={"pattern": f"^{FUNCTION_PATTERN}$"}),
 ]
 Distinct = AfterValidator(_distinct)
+PrecisionName = Annotated[Precision, BeforeValidator(_precision)]
 
 
 def split_function(text: str) -> tuple[str, str] | None:

@@ -18,15 +18,14 @@ from toolchain.config_types import (
     NotNegative,
     Number,
     Positive,
+    PrecisionName,
     RelativePath,
     Section,
     Share,
     split_function,
 )
 
-PRECISIONS = ("fp32", "fp16", "int8-static", "int8-mixed", "int8-dynamic")
 METRICS = ("top1", "topk", "mae", "cosine", "f1")
-Precision = Literal["fp32", "fp16", "int8-static", "int8-mixed", "int8-dynamic"]
 DType = Literal["float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"]
 
 
@@ -59,12 +58,6 @@ def _metric_kind(value: str) -> str:
     return value
 
 
-def _precision(value: Any) -> Any:
-    if value not in PRECISIONS:
-        raise refuse(", ".join(repr(name) for name in PRECISIONS), PRECISIONS)
-    return value
-
-
 Axis = Annotated[
     int | str,
     BeforeValidator(_axis),
@@ -76,7 +69,6 @@ MetricKind = Annotated[
     AfterValidator(_metric_kind),
     WithJsonSchema({"anyOf": [{"enum": list(METRICS)}, {"type": "string", "pattern": f"^{FUNCTION_PATTERN}$"}]}),
 ]
-PrecisionName = Annotated[Precision, BeforeValidator(_precision)]
 
 
 class Input(Section):

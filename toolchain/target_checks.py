@@ -1,0 +1,106 @@
+"""What a target profile's tables say about each other, and whether LLVM knows their names.
+
+Like the checks of recipes these read raw tables; values of the wrong type are left to the shape check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from toolchain.config_errors import Key, Problem, problem
+from toolchain.llvm_cpus import CPUINFO_NAMES, cpuinfo_names, table
+
+Raw = Mapping[str, Any]
+
+
+def sense_problems(raw: Raw) -> list[Problem]:
+    """Mistakes that only show when a profile's tables are seen together; ``raw`` is already merged."""
+    found = [*_kind(raw), *_numerics(raw)]
+    arch = raw.get("arch")
+    if isinstance(arch, str) and arch in CPUINFO_NAMES:
+        found += [*_cpu(raw, arch), *_llvm(raw, arch)]
+    return found
+
+
+def _table(raw: Raw, *keys: str) -> dict[str, Any]:
+    value: Any = raw
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _strings(table_: Raw, key: str) -> list[tuple[int, str]]:
+    value = table_.get(key)
+    return [(i, v) for i, v in enumerate(value) if isinstance(v, str)] if isinstance(value, list | tuple) else []
+
+
+def _kind(raw: Raw) -> Iterator[Problem]:
+    kind, target = raw.get("kind"), _table(raw, "tvm", "target")
+    provider = _table(raw, "runtime").get("execution_provider", "CPUExecutionProvider")
+    if kind not in ("cpu", "cuda"):
+        return
+    wanted = {"cpu": ("llvm", "CPUExecutionProvider"), "cuda": ("cuda", "CUDAExecutionProvider")}[kind]
+    if target.get("kind") in ("llvm", "cuda") and target["kind"] != wanted[0]:
+        yield problem(("tvm", "target", "kind"), target["kind"], f"'{wanted[0]}', as the profile's kind is '{kind}'")
+    if provider in ("CPUExecutionProvider", "CUDAExecutionProvider") and provider != wanted[1]:
+        allowed = f"'{wanted[1]}', as the profile's kind is '{kind}'"
+        yield problem(("runtime", "execution_provider"), provider, allowed)
+    if kind == "cuda":
+        arch = _table(raw, "cuda").get("arch")
+        if "cuda" not in raw:
+            yield Problem(("cuda",), "nothing", "a table with arch, as the profile's kind is 'cuda'")
+        elif isinstance(arch, str) and target.get("arch", arch) != arch:
+            yield problem(("tvm", "target", "arch"), target["arch"], f"the same as cuda.arch, '{arch}'")
+        if "tvm" in raw and "host" not in _table(raw, "tvm"):
+            yield Problem(("tvm", "host"), "nothing", "the TVM target of the host processor, as the kind is 'cuda'")
+    else:
+        for key in (("cuda",), ("tvm", "host")):
+            if key[-1] in _table(raw, *key[:-1]):
+                yield Problem(key, "a table", "no such table, as the profile's kind is 'cpu'")
+
+
+def _numerics(raw: Raw) -> Iterator[Problem]:
+    numerics = _table(raw, "numerics")
+    if numerics.get("activation") == "s8" and numerics.get("reduce_range") is True:
+        allowed = "false with s8 activations: only u8×s8 products saturate 16-bit sums"
+        yield problem(("numerics", "reduce_range"), True, allowed)
+
+
+def _cpu(raw: Raw, arch: str) -> Iterator[Problem]:
+    cpu = _table(raw, "cpu")
+    model = cpu.get("model")
+    cpus = table(arch).cpus
+    if isinstance(model, str) and model and model not in cpus:
+        yield problem(("cpu", "model"), model, f"a processor that LLVM knows for {arch}", cpus)
+    known = cpuinfo_names(arch)
+    for index, name in _strings(cpu, "features"):
+        if name not in known:
+            yield problem(("cpu", "features", index), name, f"a feature name of /proc/cpuinfo on {arch}", known)
+    compiled = _table(raw, "tvm", "host") or _table(raw, "tvm", "target")
+    if isinstance(model, str) and model in cpus and compiled.get("mcpu") in cpus and compiled["mcpu"] != model:
+        key = ("tvm", "host" if _table(raw, "tvm", "host") else "target", "mcpu")
+        yield problem(key, compiled["mcpu"], f"the same as cpu.model, '{model}'")
+
+
+def _llvm(raw: Raw, arch: str) -> Iterator[Problem]:
+    for name in ("target", "host"):
+        target = _table(raw, "tvm", name)
+        if target and target.get("kind", "llvm") == "llvm":
+            yield from _llvm_target(target, arch, ("tvm", name))
+
+
+def _llvm_target(target: Raw, arch: str, key: Key) -> Iterator[Problem]:
+    known = table(arch)
+    triple, cpu = target.get("mtriple"), target.get("mcpu")
+    if isinstance(triple, str) and triple and triple.split("-")[0] != arch:
+        yield problem(
+            (*key, "mtriple"), triple, f"a triple that begins with the profile's arch, e.g. '{arch}-linux-gnu'"
+        )
+    if isinstance(cpu, str) and cpu and cpu not in known.cpus:
+        yield problem((*key, "mcpu"), cpu, f"a processor that LLVM knows for {arch}", known.cpus)
+    for index, attribute in _strings(target, "mattr"):
+        sign, name = attribute[:1], attribute[1:]
+        if sign in ("+", "-") and name and name not in known.features:
+            choices = [sign + feature for feature in known.features]
+            yield problem((*key, "mattr", index), attribute, f"a feature that LLVM knows for {arch}", choices)
