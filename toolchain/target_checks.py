@@ -63,7 +63,7 @@ def _kind(raw: Raw) -> Iterator[Problem]:
 def _numerics(raw: Raw) -> Iterator[Problem]:
     numerics = _table(raw, "numerics")
     if numerics.get("activation") == "s8" and numerics.get("reduce_range") is True:
-        allowed = "false with s8 activations: only u8×s8 products saturate 16-bit sums"
+        allowed = "false with s8 activations: only products of u8 and s8 saturate 16-bit sums"
         yield problem(("numerics", "reduce_range"), True, allowed)
 
 
