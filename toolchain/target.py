@@ -206,15 +206,23 @@ def _add_detected(path: Path, layers: list[tuple[Path, dict[str, Any]]]) -> str:
 
 
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` laid over ``under``: tables key by key, anything else (lists too) replaced."""
+    """``over`` laid over ``under``: tables key by key, anything else (lists too) replaced.
+
+    A table inside whose ``kind`` is another one is replaced too: the keys of an llvm target mean
+    nothing in a cuda target.
+    """
     merged = dict(under)
     for key, value in over.items():
         below = merged.get(key)
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
+        if isinstance(below, Mapping) and isinstance(value, Mapping) and not _kinds_differ(below, value):
             merged[key] = _merge(below, value)
         else:
             merged[key] = value
     return merged
+
+
+def _kinds_differ(under: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
+    return "kind" in under and "kind" in over and under["kind"] != over["kind"]
 
 
 def _origin(key: Key, layers: list[tuple[Path, dict[str, Any]]]) -> str:
