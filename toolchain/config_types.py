@@ -27,7 +27,8 @@ NAME_PATTERN = r"[a-z0-9][a-z0-9._-]*"
 class Section(BaseModel):
     """One table of a file: immutable, and with no keys but its own."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Built at first use: a recipe needs one validator, not one for each of its tables as well.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 Int = Annotated[int, Field(strict=True)]

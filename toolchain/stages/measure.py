@@ -55,8 +55,10 @@ def run(ctx: StageContext) -> StageResult:
     from toolchain.host import detect_host
 
     options: Options = ctx.options
-    sample = _write_sample(ctx, options)
     names = sorted(name for name in ctx.inputs if name != "evaluation")
+    if not names:
+        return StageResult(refused="there is no engine to measure")
+    sample = _write_sample(ctx, options)
     rows: dict[str, dict[str, Any]] = {}
     with contextlib.ExitStack() as stack:
         probes = {}
@@ -79,6 +81,7 @@ def run(ctx: StageContext) -> StageResult:
         "host": {"cpu_model": host.cpu_model, "cores": host.cores, "arch": host.arch},
         "unit": {"median_ms": "milliseconds", "peak_mb": "1e6 bytes above the bare interpreter"},
     }
+    sample.unlink()
     (ctx.output("measurement") / "measurement.json").write_text(json.dumps(facts, sort_keys=True, indent=1))
     return StageResult(facts)
 
@@ -181,7 +184,7 @@ def _write_sample(ctx: StageContext, options: Options) -> Path:
         for axis, size in _wanted(spec["shape"], contract["dims"], options.sizes):
             array = np.take(array, np.arange(size) % array.shape[axis], axis=axis)
         inputs[spec["name"]] = np.ascontiguousarray(array)
-    path = ctx.out / "sample.npz"
+    path = ctx.output("measurement") / "sample.npz"
     np.savez(path, **inputs)
     return path
 

@@ -1,0 +1,90 @@
+"""``toolchain build``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from toolchain.cli.progress import Progress
+from toolchain.errors import ToolchainError
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--target", "targets", multiple=True, help="Build this target of the recipe only; may be repeated.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("artifacts"), show_default=True,
+              help="Folder of releases; the release goes to OUTPUT/NAME/VERSION.")  # fmt: skip
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder of the stage cache [default: the user's].")
+@click.option("--jobs", type=click.IntRange(min=1), help="Stages at once [default: the number of cores].")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and what the cache holds of it; run nothing.")
+@click.option("--dump-ir", type=click.Path(path_type=Path), help="Write TVM's IR after every phase into this folder.")
+@click.option("--no-measure", is_flag=True, help="Take no measurements; engines are chosen by the profile's order.")
+@click.option("--measurements", type=click.Path(path_type=Path, exists=True),
+              help="Use the measurements of this release instead of taking new ones.")  # fmt: skip
+def command(
+    recipe: Path,
+    targets: tuple[str, ...],
+    output: Path,
+    cache: Path | None,
+    jobs: int | None,
+    as_json: bool,
+    quiet: bool,
+    dry_run: bool,
+    dump_ir: Path | None,
+    no_measure: bool,
+    measurements: Path | None,
+) -> None:
+    """Build RECIPE into a release of verified bundles, one for each target.
+
+    Exit code 0 means that every gate of every target held.  Otherwise nothing is written, and the code
+    says what failed (docs/exit-codes.md).
+    """
+    from toolchain.build import build, plan
+    from toolchain.cli.show import forecast_lines, result_lines
+
+    if dry_run:
+        forecasts = plan(recipe, targets=targets, cache=cache, measure=not no_measure)
+        if as_json:
+            rows = [{"id": f.node.id, "state": f.state, "reasons": f.reasons} for f in forecasts]
+            click.echo(json.dumps({"stages": rows}, indent=2))
+        else:
+            click.echo("\n".join(forecast_lines(forecasts)))
+        return
+    given = None
+    if measurements is not None:
+        from toolchain.reproduce import measurements_of
+
+        given = measurements_of(measurements)
+    with Progress(quiet=quiet) as progress:
+        try:
+            result = build(
+                recipe,
+                targets=targets,
+                output=output,
+                cache=cache,
+                jobs=jobs,
+                dump_ir=dump_ir,
+                measure=not no_measure,
+                measurements=given,
+                listener=progress,
+            )
+        except ToolchainError as error:
+            if as_json:
+                click.echo(json.dumps({"exit_code": int(error.code), "error": error.to_json()}, indent=2))
+            raise
+    click.echo(json.dumps(result.to_json(), indent=2) if as_json else "\n".join(result_lines(result)))
+    for note in result.notes:
+        progress.note(note)
+    failed = [r for r in result.targets if r.selection.code]
+    if failed:
+        raise ToolchainError(
+            "no release was written: " + "; ".join(f"{r.target}: {r.selection.reason}" for r in failed),
+            where=str(recipe),
+            details=[f"{r.target}: {line}" for r in failed for line in r.selection.failures],
+            hint="relax the gate in the recipe, or improve the model; the table shows by how much it failed",
+            code=result.code,
+        )

@@ -1,0 +1,334 @@
+"""Turns a recipe and its target profiles into the stages of a build."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from toolchain.errors import ExitCode
+from toolchain.export.source import ModelOptions
+from toolchain.host import Host
+from toolchain.keys import installed_version
+from toolchain.quantize.scheme import AccuracyLimits, Scheme
+from toolchain.recipe import Recipe
+from toolchain.runner import Node
+from toolchain.specs import DimSpec, InputSpec
+from toolchain.stages import (
+    compile_ort,
+    compile_tvm,
+    data,
+    export,
+    measure,
+    mixed,
+    optimize,
+    quantize,
+    reference,
+    selftest,
+    verify,
+)
+from toolchain.target import TargetProfile
+
+DEFAULT_K = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One engine that the plan races: the node ids that make and verify it.
+
+    ``verify`` is "" when it can't be run here; ``unverified`` says why.  ``refused`` says why the plan
+    itself offers no such engine.
+    """
+
+    precision: str
+    backend: str
+    compile: str = ""
+    verify: str = ""
+    unverified: str = ""
+    refused: str = ""
+
+    @property
+    def id(self) -> str:
+        return f"{self.precision}/{self.backend}"
+
+
+@dataclass(frozen=True, slots=True)
+class TargetPlan:
+    """The part of a plan that belongs to one target.  ``measure`` is "" when ``unmeasured`` says why not."""
+
+    profile: TargetProfile
+    entries: tuple[Entry, ...]
+    stages: tuple[str, ...]
+    measure: str = ""
+    unmeasured: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All stages of a build, each after its inputs, and what each target makes of them."""
+
+    recipe: Recipe
+    nodes: tuple[Node, ...]
+    targets: tuple[TargetPlan, ...]
+
+
+@dataclass(slots=True)
+class _Maker:
+    recipe: Recipe
+    host: Host
+    measured: bool
+    nodes: list[Node] = field(default_factory=list)
+
+    def add(self, id: str, stage: Any, options: Any, inputs: dict[str, str], **rest: Any) -> str:
+        """Append a node; ``inputs`` maps an input's name to ``"node id:output"``."""
+        pairs = {name: (source.rpartition(":")[0], source.rpartition(":")[2]) for name, source in inputs.items()}
+        self.nodes.append(Node(id, stage, options, pairs, **rest))
+        return id
+
+    def path(self, written: str | None) -> str:
+        """A path or ``file.py:function`` of the recipe, relative to the repository's root."""
+        if not written:
+            return ""
+        file, colon, function = written.rpartition(":")
+        file = file if colon else written
+        moved = os.path.relpath(self.recipe.folder.absolute() / file, self.recipe.root.absolute())
+        return moved + (f":{function}" if colon else "")
+
+
+def make_plan(recipe: Recipe, profiles: Sequence[TargetProfile], host: Host, measured: bool = True) -> Plan:
+    """The plan of ``recipe`` for ``profiles``.
+
+    Args:
+        host: this machine: engines whose target it satisfies are verified and measured natively.
+        measured: False to plan no measurements (they are given, or not wanted).
+    """
+    maker = _Maker(recipe, host, measured)
+    _shared(maker)
+    targets = tuple(_target(maker, profile) for profile in profiles)
+    return Plan(recipe, tuple(maker.nodes), targets)
+
+
+def _model_fields(maker: _Maker) -> dict[str, Any]:
+    model = maker.recipe.model
+    return {
+        "source": maker.path(model.source),
+        "checkpoint": maker.path(model.checkpoint),
+        "example_inputs": maker.path(model.example_inputs),
+        "inputs": _inputs(maker.recipe),
+        "dims": _dims(maker.recipe),
+        "outputs": tuple(model.outputs),
+    }
+
+
+def _inputs(recipe: Recipe) -> tuple[InputSpec, ...]:
+    return tuple(InputSpec(i.name, i.dtype, tuple(i.shape), i.pad, i.low, i.high) for i in recipe.model.inputs)
+
+
+def _dims(recipe: Recipe) -> tuple[DimSpec, ...]:
+    return tuple(
+        DimSpec(name, d.min, d.max, d.batch, tuple(d.buckets), d.example) for name, d in recipe.model.dims.items()
+    )
+
+
+def _shared(maker: _Maker) -> None:
+    """The stages that serve every target."""
+    recipe = maker.recipe
+    fields = _model_fields(maker)
+    options = export.Options(**fields, opset=recipe.model.opset, preprocessing=recipe.model.preprocessing)
+    maker.add("export", export.STAGE, options, {}, failure=ExitCode.EXPORT)
+    for role in ("calibration", "evaluation"):
+        source = getattr(recipe.data, role)
+        if source is None and role == "calibration":
+            continue
+        maker.add(
+            role,
+            data.STAGE,
+            data.Options(
+                maker.path(source),
+                role if source else "random",
+                getattr(recipe.data, f"{role}_limit"),
+                fields["inputs"],
+                fields["dims"],
+            ),
+            # Without declared inputs, the checks need the contract that the export found out.
+            {} if fields["inputs"] else {"onnx": "export:onnx"},
+            failure=ExitCode.USER_CODE,
+        )
+    model = reference.Options(**{f.name: fields[f.name] for f in dataclasses.fields(ModelOptions)})
+    maker.add("reference", reference.STAGE, model, {"evaluation": "evaluation:dataset"}, failure=ExitCode.EXPORT)
+    inputs = {"onnx": "export:onnx", "evaluation": "evaluation:dataset", "reference": "reference:reference"}
+    maker.add("selftest", selftest.STAGE, selftest.Options(), inputs)
+
+
+def _target(maker: _Maker, profile: TargetProfile) -> TargetPlan:
+    first = len(maker.nodes)
+    at = f"@{profile.name}"
+    options = optimize.Options(True, _inputs(maker.recipe))
+    maker.add(
+        f"optimize{at}",
+        optimize.STAGE,
+        options,
+        {"onnx": "export:onnx"},
+        failure=ExitCode.OPTIMIZE,
+        target=profile.name,
+    )
+    entries: list[Entry] = []
+    for precision in _precisions(maker, profile):
+        source, refused = _candidate(maker, profile, precision, at)
+        for backend in profile.runtime.engines:
+            if refused:
+                entries.append(Entry(precision, backend, refused=refused))
+            else:
+                entries.append(_engine(maker, profile, precision, backend, source, at))
+    stages = tuple(node.id for node in maker.nodes[first:] if node.stage.name in ("optimize", "quantize", "mixed"))
+    unmeasured = _why_unmeasured(maker, profile)
+    measured = "" if unmeasured else _measure(maker, profile, entries, at)
+    return TargetPlan(profile, tuple(entries), stages, measured, unmeasured)
+
+
+def _precisions(maker: _Maker, profile: TargetProfile) -> list[str]:
+    asked = maker.recipe.quantize.precisions
+    return [p for p in profile.numerics.precisions if asked is None or p in asked]
+
+
+def _scheme(maker: _Maker, profile: TargetProfile) -> dict[str, Any]:
+    numerics, settings = profile.numerics, maker.recipe.quantize
+    own = {f.name: getattr(numerics, f.name) for f in dataclasses.fields(Scheme) if hasattr(numerics, f.name)}
+    percentile = {} if settings.percentile is None else {"percentile": settings.percentile}
+    return {**own, "method": settings.method, "exclude": tuple(settings.exclude), **percentile}
+
+
+def _candidate(maker: _Maker, profile: TargetProfile, precision: str, at: str) -> tuple[str, str]:
+    """The reference of the candidate's model, and why there is none."""
+    if precision == "fp32":
+        return f"optimize{at}:onnx", ""
+    calibrated = maker.recipe.data.calibration is not None
+    if precision in ("int8-static", "int8-mixed") and not calibrated:
+        return "", "the recipe has no data.calibration"
+    inputs = {"onnx": f"optimize{at}:onnx"} | ({"calibration": "calibration:dataset"} if calibrated else {})
+    scheme = _scheme(maker, profile)
+    if precision == "int8-mixed":
+        if maker.recipe.data.evaluation is None:
+            return "", "the recipe has no data.evaluation to search on"
+        inputs |= {"evaluation": "evaluation:dataset", "reference": "reference:reference"}
+        gates = maker.recipe.gates_for(profile.name)
+        limits = AccuracyLimits(**{f.name: getattr(gates, f.name) for f in dataclasses.fields(AccuracyLimits)})
+        options: Any = mixed.Options(
+            **scheme, **_metric(maker), limits=limits, max_float_layers=maker.recipe.quantize.max_float_layers
+        )
+        stage = mixed.STAGE
+    else:
+        options, stage = quantize.Options(**scheme, precision=precision), quantize.STAGE
+    name = f"quantize[{precision}]{at}"
+    maker.add(name, stage, options, inputs, failure=ExitCode.QUANTIZE, target=profile.name)
+    return f"{name}:onnx", ""
+
+
+def _metric(maker: _Maker) -> dict[str, Any]:
+    metric = maker.recipe.metric
+    if metric is None:
+        return {"metric": "", "k": DEFAULT_K, "output": None, "higher_is_better": True}
+    kind = maker.path(metric.kind) if ":" in metric.kind else metric.kind
+    better = metric.kind != "mae" if metric.higher_is_better is None else metric.higher_is_better
+    return {"metric": kind, "k": metric.k or DEFAULT_K, "output": metric.output, "higher_is_better": better}
+
+
+def _engine(maker: _Maker, profile: TargetProfile, precision: str, backend: str, source: str, at: str) -> Entry:
+    native = profile.runs_natively_on(maker.host)
+    provider = profile.runtime.execution_provider
+    name = f"compile[{precision}/{backend}]{at}"
+    if backend == "tvm":
+        maker.add(
+            name,
+            compile_tvm.STAGE,
+            _tvm_options(profile, precision, native),
+            {"onnx": source},
+            failure=ExitCode.COMPILE,
+            tolerant=True,
+            target=profile.name,
+            extra={"host": maker.host.cpu_model} if native else {},
+        )
+        if not native:
+            return Entry(precision, backend, name, unverified=_why_not_here(profile, maker.host))
+    else:
+        device = "cuda" if provider == "CUDAExecutionProvider" else "cpu"
+        options = compile_ort.Options(provider, device, precision)
+        maker.add(
+            name, compile_ort.STAGE, options, {"onnx": source}, failure=ExitCode.COMPILE, target=profile.name
+        )
+    native = native and _has_provider(provider)
+    checked = f"verify[{precision}/{backend}]{at}"
+    options_ = verify.Options(
+        **_metric(maker),
+        evidence="native" if native else "proxy",
+        provider=provider if native else "CPUExecutionProvider",
+    )
+    inputs = {"engine": f"{name}:engine", "evaluation": "evaluation:dataset", "reference": "reference:reference"}
+    own = ".py:" in options_.metric
+    stage = dataclasses.replace(verify.STAGE, user_code=True) if own else verify.STAGE
+    # Kernels are chosen by the processor, and so may the last bits of the outputs be.
+    extra = {"host": maker.host.cpu_model}
+    maker.add(checked, stage, options_, inputs, failure=ExitCode.COMPILE, tolerant=True, target=profile.name, extra=extra)
+    return Entry(precision, backend, name, checked)
+
+
+def _tvm_options(profile: TargetProfile, precision: str, native: bool) -> compile_tvm.Options:
+    return compile_tvm.Options(
+        target=profile.tvm_target(),
+        kind=profile.kind,
+        arch=profile.arch,
+        native=native,
+        vector_bits=profile.cpu.vector_bits,
+        registers=profile.cpu.registers,
+        linker=profile.tvm.linker,
+        libc_min=profile.runtime.abi.min,
+        precision=precision,
+    )
+
+
+def _has_provider(provider: str) -> bool:
+    return provider == "CPUExecutionProvider" or installed_version("onnxruntime-gpu") != "not installed"
+
+
+def _why_not_here(profile: TargetProfile, host: Host) -> str:
+    from toolchain.host import incompatibilities
+
+    if profile.execute.how in ("remote", "none"):
+        return f"the profile says execute.how = {profile.execute.how!r}"
+    return "; ".join(incompatibilities(profile.requirements(), host))
+
+
+def _why_unmeasured(maker: _Maker, profile: TargetProfile) -> str:
+    if not maker.measured:
+        return "measuring was switched off"
+    if not profile.runs_natively_on(maker.host):
+        return _why_not_here(profile, maker.host)
+    provider = profile.runtime.execution_provider
+    return "" if _has_provider(provider) else f"ONNX Runtime here has no {provider}"
+
+
+def _measure(maker: _Maker, profile: TargetProfile, entries: Sequence[Entry], at: str) -> str:
+    settings, host = maker.recipe.measure, maker.host
+    cores = profile.cpu.cores
+    threads = settings.threads or (min(cores, host.cores) if cores else 0)
+    options = measure.Options(
+        dict(settings.shapes),
+        settings.runs,
+        settings.warmup,
+        settings.max_seconds,
+        threads,
+        profile.runtime.execution_provider,
+    )
+    made = {entry.id: f"{entry.compile}:engine" for entry in entries if entry.compile}
+    return maker.add(
+        f"measure{at}",
+        measure.STAGE,
+        options,
+        {"evaluation": "evaluation:dataset", **made},
+        optional=frozenset(made),
+        failure=ExitCode.MEASURE,
+        target=profile.name,
+        extra={"cpu_model": host.cpu_model, "cores": host.cores, "memory_mb": host.memory_mb},
+    )

@@ -1,0 +1,131 @@
+"""Packs the chosen engines of a build into a release."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolchain import __version__
+from toolchain.artifact import canonical_json
+from toolchain.bundle.manifest import BundleManifest, RuntimeNeed, TargetInfo, Tolerance, parse_engine
+from toolchain.bundle.pack import BundleSpec, PackedBundle, PackResult, pack_bundle, pack_release
+from toolchain.cache import Cache
+from toolchain.keys import installed_version
+from toolchain.recipe import Recipe
+from toolchain.report import to_markdown
+from toolchain.runner import Outcome
+
+if TYPE_CHECKING:
+    from toolchain.build import TargetResult
+
+
+def tools_of(outcomes: Iterable[Outcome]) -> dict[str, str]:
+    """Distribution -> version of everything that took part in a build."""
+    names = sorted({name for outcome in outcomes for name in outcome.node.stage.tools})
+    return {"toolchain": __version__, **{name: installed_version(name) for name in names}}
+
+
+def publish(
+    recipe: Recipe,
+    results: Sequence[TargetResult],
+    outcomes: Mapping[str, Outcome],
+    cache: Cache,
+    output: Path,
+) -> PackResult:
+    """Write the release ``output/NAME/VERSION``; what was there before stays if anything fails.
+
+    Raises:
+        ToolchainError: STORAGE.
+    """
+    with cache.scratch() as scratch:
+        packed = [_bundle(recipe, result, outcomes, cache, scratch / result.target) for result in results]
+        return pack_release(recipe.name, recipe.version, packed, output.absolute() / recipe.name / recipe.version)
+
+
+def _bundle(
+    recipe: Recipe, result: TargetResult, outcomes: Mapping[str, Outcome], cache: Cache, scratch: Path
+) -> PackedBundle:
+    import json
+
+    chosen = result.selection.chosen
+    assert chosen is not None
+    entry = next(e for e in result.plan.entries if e.id == chosen.id)
+    engine = cache.path(outcomes[entry.compile].outputs["engine"])
+    files = {p.relative_to(engine).as_posix(): p for p in sorted(engine.rglob("*")) if p.is_file()}
+    files["recipe.toml"] = recipe.path
+    selftest = outcomes["selftest"].outputs.get("selftest")
+    if selftest is not None:
+        files["selftest.npz"] = cache.path(selftest) / "selftest.npz"
+    scratch.mkdir()
+    texts = {"report.json": canonical_json(result.report), "report.md": to_markdown(result.report).encode()}
+    if result.measurement is not None:
+        texts["measurement.json"] = canonical_json(measured_facts(result, outcomes))
+    for name, data in texts.items():
+        (scratch / name).write_bytes(data)
+        files[name] = scratch / name
+    contract = json.loads((engine / "contract.json").read_text())
+    engine_info = parse_engine(json.loads((engine / "engine.json").read_text()), engine / "engine.json")
+    verdict = chosen.verdict or {}
+    manifest = BundleManifest(
+        name=recipe.name,
+        version=recipe.version,
+        description=recipe.description,
+        target=TargetInfo(result.target, result.plan.profile.to_json()),
+        requirements=result.plan.profile.requirements(),
+        engine=engine_info,
+        runtime=_runtime(chosen.backend, result.plan.profile.runtime.execution_provider),
+        contract=contract,
+        evidence={
+            "verified": verdict.get("evidence"),
+            "worst": verdict.get("worst"),
+            "accuracy": verdict.get("accuracy"),
+            "measured": dict(chosen.measurement) if chosen.measurement else None,
+        },
+        tools=result.report["tools"],
+        reasons=(result.selection.reason,),
+        selftest=_tolerance(verdict),
+    )
+    return pack_bundle(BundleSpec(manifest, files))
+
+
+def measured_facts(result: TargetResult, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """The measurement with the digests of the engines it is of, so that a replay can be checked."""
+    digests = {
+        entry.id: artifact.digest
+        for entry in result.plan.entries
+        if entry.compile and (artifact := outcomes[entry.compile].outputs.get("engine")) is not None
+    }
+    return {**(result.measurement or {}), "digests": digests}
+
+
+def _runtime(backend: str, provider: str) -> RuntimeNeed:
+    if backend == "tvm":
+        return RuntimeNeed("apache-tvm", f"=={installed_version('apache-tvm')}")
+    distribution = "onnxruntime-gpu" if provider == "CUDAExecutionProvider" else "onnxruntime"
+    made = installed_version("onnxruntime")
+    major, minor = made.split(".")[:2]
+    return RuntimeNeed(distribution, f">={major}.{minor},<{int(major) + 1}", provider)
+
+
+def _tolerance(verdict: Mapping[str, Any]) -> Tolerance:
+    """The self-test must come as near to the original as verification did, with room for another processor."""
+    worst = verdict.get("worst") or {}
+    cosine, error = worst.get("cosine"), worst.get("max_abs_error")
+    return Tolerance(
+        None if cosine is None else cosine - 0.01,
+        None if error is None else 2.0 * error + 1e-4,
+    )
+
+
+@contextlib.contextmanager
+def temporary_folder(prefix: str) -> Any:
+    """A fresh folder, removed at the end."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
