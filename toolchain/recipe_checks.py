@@ -185,7 +185,8 @@ def _used_dims(raw: Raw) -> Iterator[Problem]:
             if size not in declared:
                 allowed = f"a size, or a dimension declared under [model.dims] ({_names(declared)})"
                 yield problem(("model", "inputs", index, "shape", axis), size, allowed, declared)
-    if _input_tables(raw):
+    # A misspelt name in a shape leaves a declared one unused: that is one mistake, not two.
+    if _input_tables(raw) and used <= declared:
         for name in sorted(declared - used):
             allowed = f"dimensions that occur in the shape of an input ({_names(used)})"
             yield Problem(("model", "dims", name), "a dimension that no input has", allowed, closest(name, used))
@@ -252,7 +253,9 @@ def _measure(raw: Raw) -> Iterator[Problem]:
             yield Problem(key, "an unknown dimension", allowed, closest(name, dims))
             continue
         low, high = _whole(dims[name], "min", 1), _whole(dims[name], "max")
-        if isinstance(size, int) and low is not None and high is not None and not low <= size <= high:
+        if not isinstance(size, int) or low is None or high is None or low > high:
+            continue
+        if not low <= size <= high:
             yield problem(key, size, f"a size from min to max, {low} to {high}")
 
 
