@@ -95,15 +95,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
             ("gate", "got", "limit", "held"),
             [(g["gate"], number(g["got"]), number(g["limit"]), "yes" if g["held"] else "NO") for g in gates],
         )
-    unquantized = [
-        (stage.removeprefix("quantize:").removeprefix("mixed:"), facts.get("unquantized"))
-        for stage, facts in report["stages"].items()
-        if facts.get("unquantized")
-    ]
-    if unquantized:
-        lines += ["", "## What stayed unquantized", ""]
-        for precision, entries in unquantized:
-            lines += [f"- {precision}: {line}" for line in summarize_unquantized(entries)]
+    lines += _unquantized(report["stages"])
     lines += ["", "## Tools", "", ", ".join(f"{name} {version}" for name, version in report["tools"].items()), ""]
     return "\n".join(lines)
 
@@ -143,10 +135,10 @@ def number(value: float | None, digits: int = 6) -> str:
     return f"{value:.3g}" if float(text) == 0 and value != 0 else text
 
 
-def summarize_unquantized(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Group ``[{"op_type", "reason", ...}]`` by operator and reason: one line each."""
-    counts: dict[tuple[str, str], int] = {}
-    for entry in entries:
-        key = (str(entry.get("op_type", "?")), str(entry.get("reason", "?")))
-        counts[key] = counts.get(key, 0) + 1
-    return [f"{count} x {op}: {reason}" for (op, reason), count in sorted(counts.items())]
+def _unquantized(stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What stayed float in each int8 candidate, a line per operator and reason."""
+    lines: list[str] = []
+    for stage, facts in stages.items():
+        for group in facts.get("stayed_float") or ():
+            lines.append(f"- {stage}: {group['count']} x {group['op']}: {group['reason']}")
+    return ["", "## What stayed unquantized", "", *lines] if lines else []

@@ -14,32 +14,15 @@ import glob
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from toolchain.bundle.layout import sync_folder
-from toolchain.errors import ExitCode, ToolchainError
+from toolchain.storage import storage_errors
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
-_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "file too large"}
-
-
-@contextmanager
-def storage_errors(where: Path) -> Iterator[None]:
-    """Turns any :class:`OSError` into a ToolchainError with code STORAGE about ``where``."""
-    try:
-        yield
-    except OSError as error:
-        full = _FULL.get(error.errno or 0)
-        raise ToolchainError(
-            f"cannot be written: {full or error.strerror or error}",
-            where=str(where),
-            hint="free some room and try again; nothing was changed" if full else "nothing was changed",
-            code=ExitCode.STORAGE,
-        ) from error
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolchain.bundle.atomic import storage_errors
 from toolchain.bundle.check import check_root, damaged, parse_descriptor, parse_json, read_blob, read_root, verify_blob
 from toolchain.bundle.layout import (
     INDEX_JSON,
@@ -38,6 +37,7 @@ from toolchain.bundle.media import (
 from toolchain.bundle.names import name_conflicts
 from toolchain.bundle.pack import place_layout, release_layout
 from toolchain.errors import ExitCode, ToolchainError
+from toolchain.storage import storage_errors
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,10 @@ class Progress:
 
     def finished(self, node: Node, outcome: Outcome) -> None:
         """A stage has ended."""
+        if outcome.status == "skipped":
+            # The stage that refused has said why; the report names every engine that is not offered.
+            self._done(node.id, None)
+            return
         note = f": {outcome.refused}" if outcome.refused else ""
         timing = f"{outcome.seconds:.1f} s" if outcome.status == "ran" else outcome.status
         self._done(node.id, f"{timing:>8}  {node.id}{note}")
@@ -51,10 +55,11 @@ class Progress:
         """A line that belongs to no stage."""
         self._print(text)
 
-    def _done(self, key: str, line: str) -> None:
+    def _done(self, key: str, line: str | None) -> None:
         with self._lock:
             self._running.pop(key, None)
-            self._print(line)
+            if line is not None:
+                self._print(line)
             self._refresh()
 
     def _print(self, line: str) -> None:

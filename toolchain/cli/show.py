@@ -9,6 +9,7 @@ from toolchain.report import HEADER, race_cells
 
 if TYPE_CHECKING:
     from toolchain.build import BuildResult
+    from toolchain.bundle.read import BundleRef
     from toolchain.execute import Forecast
 
 
@@ -48,3 +49,33 @@ def result_lines(result: BuildResult) -> list[str]:
         state = "unchanged" if result.unchanged else "written"
         lines.append(f"release {result.release} {state}, {result.digest}")
     return lines
+
+
+def bundle_lines(bundle: BundleRef) -> list[str]:
+    """A bundle for a person: what it is, needs, takes, gives, and what is known about it."""
+    info = bundle.manifest
+    evidence = info.evidence
+    needs = info.requirements
+    lines = [
+        f"{info.target.name}  {bundle.digest}",
+        f"  engine   {info.engine.precision}/{info.engine.backend} on {info.engine.device}: {'; '.join(info.reasons)}",
+        f"  needs    {needs['os']}, {needs['arch']}, {' '.join(needs['cpu_features'])}",
+        f"           {info.runtime.distribution} {info.runtime.versions} {info.runtime.provider}".rstrip(),
+    ]
+    for kind in ("inputs", "outputs"):
+        lines += [f"  {kind:8} {s['name']} {s['dtype']}{s['shape']}" for s in info.contract[kind]]
+    lines += [f"  dim      {name} {d['min']}..{d['max']}" for name, d in info.contract["dims"].items()]
+    lines += [f"  variant  {v.file} {dict(v.sizes) or 'dynamic sizes'}" for v in info.engine.variants]
+    if accuracy := evidence.get("accuracy"):
+        lines.append(
+            f"  accuracy {accuracy['metric']} {accuracy['value']:.4f}, the original's {accuracy['original']:.4f}"
+            f" ({evidence['verified']})"
+        )
+    if measured := evidence.get("measured"):
+        lines.append(
+            f"  latency  median {measured['median_ms']:.3f} ms, p95 {measured['p95_ms']:.3f} ms; "
+            f"load {measured['load_ms']:.1f} ms; peak {measured['peak_mb']:.1f} MB"
+        )
+    else:
+        lines.append("  latency  not measured on this target")
+    return [*lines, f"  size     {bundle.size / 1e6:.3f} MB in {len(bundle.files)} files"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from toolchain.bundle.check import damaged
-from toolchain.bundle.manifest import Tolerance
+from toolchain.bundle.manifest import BundleManifest, Tolerance
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,7 +62,8 @@ def run_selftest(model: Model | Engine, selftest: Path | IO[bytes], tolerance: T
         ToolchainError: DAMAGED_BUNDLE, the file does not hold a self-test for this model, or no tolerance is known.
     """
     where = str(selftest) if isinstance(selftest, Path) else "selftest.npz"
-    limits = tolerance or (model.info.selftest if hasattr(model.info, "selftest") else None)
+    info = model.info
+    limits = tolerance or (info.selftest if isinstance(info, BundleManifest) else None)
     if limits is None or (limits.cosine is None and limits.max_abs_error is None):
         raise damaged("no tolerance is given for the self-test", where)
     arrays = _read(selftest, where)

@@ -1,0 +1,46 @@
+"""``toolchain run``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("bundle")
+@click.argument("inputs", nargs=-1, required=True)
+@click.option("--target", help="Which bundle of a release [default: the one that suits this machine best].")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0 for all cores.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write the outputs to this .npz file.")
+@click.option("--json", "as_json", is_flag=True, help="Print all outputs in full as JSON.")
+def command(
+    bundle: str, inputs: tuple[str, ...], target: str | None, threads: int, output: Path | None, as_json: bool
+) -> None:
+    """Run BUNDLE (a release's folder, or FOLDER@TARGET) on INPUTS.
+
+    Each of INPUTS is FILE or NAME=FILE: .npy, .npz, .json or an image.
+    """
+    import numpy as np
+
+    from toolchain.cache import storage_errors
+    from toolchain.runtime import load, read_inputs
+
+    with load(bundle, target, threads) as model:
+        results = model.run(read_inputs(inputs, model.contract))
+        info = model.info
+    if output is not None:
+        with storage_errors(output), open(output, "wb") as file:
+            np.savez(file, **results)  # type: ignore[arg-type]
+    if as_json:
+        click.echo(json.dumps({name: array.tolist() for name, array in results.items()}))
+        return
+    engine = info.engine
+    click.echo(f"{info.name} {info.version}, {info.target.name}, {engine.precision}/{engine.backend}")
+    for name, array in results.items():
+        click.echo(f"{name} {array.dtype}{list(array.shape)}")
+        for row in np.atleast_2d(array).reshape(-1, array.shape[-1] if array.ndim else 1)[:8]:
+            text = np.array2string(row, precision=4, threshold=16, max_line_width=100)
+            best = f"  largest: {int(np.argmax(row))}" if row.size > 1 and array.ndim == 2 else ""
+            click.echo(f"  {text}{best}")
