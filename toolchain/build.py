@@ -120,6 +120,7 @@ def build(
     """Build a recipe into a release at ``output/NAME/VERSION``.
 
     Args:
+        recipe: path of the recipe.
         targets: names of the recipe's targets to build; all of them if empty.
         output: folder of releases.
         cache: folder of the stage cache; the user's if not given.

@@ -137,7 +137,7 @@ def examine(cache_folder: Path) -> Diagnosis:
         ToolchainError: a shipped profile cannot be read, or ``toolchain`` itself is not installed.
     """
     host = detect_host()
-    targets = tuple(target_state(profile, host) for profile in list_targets())
+    targets = tuple(target_state(profile, host) for profile in map(load_target, list_targets()))
     missing = tuple(missing_tools(load_target("host")))
     return Diagnosis(host, _disk(cache_folder), all_tools(), targets, missing)
 

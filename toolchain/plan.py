@@ -101,6 +101,8 @@ def make_plan(recipe: Recipe, profiles: Sequence[TargetProfile], host: Host, mea
     """The plan of ``recipe`` for ``profiles``.
 
     Args:
+        recipe: what to build.
+        profiles: for which targets, in order.
         host: this machine: engines whose target it satisfies are verified and measured natively.
         measured: False to plan no measurements (they are given, or not wanted).
     """
@@ -255,9 +257,7 @@ def _engine(maker: _Maker, profile: TargetProfile, precision: str, backend: str,
     else:
         device = "cuda" if provider == "CUDAExecutionProvider" else "cpu"
         options = compile_ort.Options(provider, device, precision)
-        maker.add(
-            name, compile_ort.STAGE, options, {"onnx": source}, failure=ExitCode.COMPILE, target=profile.name
-        )
+        maker.add(name, compile_ort.STAGE, options, {"onnx": source}, failure=ExitCode.COMPILE, target=profile.name)
     native = native and _has_provider(provider)
     checked = f"verify[{precision}/{backend}]{at}"
     options_ = verify.Options(
@@ -270,7 +270,9 @@ def _engine(maker: _Maker, profile: TargetProfile, precision: str, backend: str,
     stage = dataclasses.replace(verify.STAGE, user_code=True) if own else verify.STAGE
     # Kernels are chosen by the processor, and so may the last bits of the outputs be.
     extra = {"host": maker.host.cpu_model}
-    maker.add(checked, stage, options_, inputs, failure=ExitCode.COMPILE, tolerant=True, target=profile.name, extra=extra)
+    maker.add(
+        checked, stage, options_, inputs, failure=ExitCode.COMPILE, tolerant=True, target=profile.name, extra=extra
+    )
     return Entry(precision, backend, name, checked)
 
 

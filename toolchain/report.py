@@ -27,6 +27,11 @@ def build_report(
     """The report as a JSON value.
 
     Args:
+        name: of the release.
+        version: of the release.
+        target: name of the target.
+        selection: the race and its outcome.
+        tools: distribution -> version.
         stages: facts by stage id (export, optimize, quantize, compile).
         measurement: facts of the measure stage, or None.
         unmeasured: why nothing was measured, if so.

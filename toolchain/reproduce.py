@@ -82,14 +82,24 @@ def _copy(root: Path, target: Path) -> None:
 def _build(folder: Path, recipe: Path, targets: Sequence[str], given: Path | None, user: str) -> None:
     home = folder / "home"
     home.mkdir(parents=True)
-    command = [sys.executable, "-P", "-m", "toolchain.cli.main", "build", str(folder / "repository" / recipe), "--quiet"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "toolchain.cli.main",
+        "build",
+        str(folder / "repository" / recipe),
+        "--quiet",
+    ]
     command += ["--json", "--output", str(folder / "out"), "--cache", str(folder / "cache")]
     for target in targets:
         command += ["--target", target]
     if given is not None:
         command += ["--measurements", str(given)]
     package = str(Path(__file__).resolve().parent.parent)
-    environment = dict(os.environ, HOME=str(home), USER=user, LOGNAME=user, TZ="UTC" if user == "user0" else "Asia/Tokyo")
+    environment = dict(
+        os.environ, HOME=str(home), USER=user, LOGNAME=user, TZ="UTC" if user == "user0" else "Asia/Tokyo"
+    )
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -1,5 +1,6 @@
 """The command line: parses, calls the layer below, prints.  Each command is a module of this package,
-imported only when it is used, so that ``toolchain --help`` is quick."""
+imported only when it is used, so that ``toolchain --help`` is quick.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             ctx.fail(f"no such command {args[0]!r}{did_you_mean(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
@@ -99,7 +102,8 @@ def _report_bug(error: Exception, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     kind = type(error).__name__
-    click.echo(f"internal error: {kind}: {error}\n  hint: this is a bug; run again with --debug and report it", err=True)
+    hint = "this is a bug; run again with --debug and report it"
+    click.echo(f"internal error: {kind}: {error}\n  hint: {hint}", err=True)
     return ExitCode.INTERNAL
 
 

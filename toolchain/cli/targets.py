@@ -38,7 +38,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
     ctx.obj = as_json
     if ctx.invoked_subcommand is None:
         host = detect_host()
-        states = [(profile, target_state(profile, host)) for profile in list_targets()]
+        states = [(profile, target_state(profile, host)) for profile in map(load_target, list_targets())]
         if as_json:
             click.echo(json.dumps([_summary(profile, state) for profile, state in states], indent=2))
         else:

@@ -13,9 +13,7 @@ import click
 @click.option("--stage", help="Only stages whose id begins with this, e.g. export or compile[fp32.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder of the stage cache [default: the user's].")
 @click.option("--no-measure", is_flag=True, help="As in build.")
-def command(
-    recipe: Path, targets: tuple[str, ...], stage: str | None, cache: Path | None, no_measure: bool
-) -> None:
+def command(recipe: Path, targets: tuple[str, ...], stage: str | None, cache: Path | None, no_measure: bool) -> None:
     """Say for each stage of RECIPE whether a build would run it, and what changed."""
     from toolchain.build import plan
     from toolchain.cli.show import forecast_lines

@@ -185,7 +185,7 @@ def _write_sample(ctx: StageContext, options: Options) -> Path:
             array = np.take(array, np.arange(size) % array.shape[axis], axis=axis)
         inputs[spec["name"]] = np.ascontiguousarray(array)
     path = ctx.output("measurement") / "sample.npz"
-    np.savez(path, **inputs)
+    np.savez(path, **inputs)  # type: ignore[arg-type]
     return path
 
 
