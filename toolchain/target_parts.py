@@ -65,7 +65,7 @@ class CudaTarget(Section):
 
 
 class Tvm(Section):
-    """How TVM compiles for the target.  Exactly one of ``llvm`` and ``cuda`` is the TVM target."""
+    """How TVM compiles for the target."""
 
     target: Annotated[LlvmTarget | CudaTarget, Field(discriminator="kind")] = Field(
         description="the TVM target: a table with kind = 'llvm' or 'cuda'"
