@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from toolchain.errors import ExitCode
@@ -132,6 +132,8 @@ def race(found: list[Contender], gates: Gates, require: str | None = None) -> Se
 # ---- what holds whatever the figures ----
 
 
+# Many random races have no winner; those say nothing here.
+@settings(suppress_health_check=[HealthCheck.filter_too_much])
 @given(contenders(), ANY_GATES, REQUIRE)
 def test_the_chosen_engine_holds_every_gate(found: list[Contender], gates: Gates, require: str | None) -> None:
     chosen = race(found, gates, require).chosen
