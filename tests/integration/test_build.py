@@ -248,7 +248,6 @@ def test_a_missing_compiler_is_reported_and_the_other_engine_is_shipped(copy: Sh
         ("model.py:build", "model.py:biuld", 10, "build"),
         ('"x86-64-v3"', '"x86-64-v5"', 10, "x86-64-v4"),
         ("schema = 1", "schema = 2", 10, "schema"),
-        ('shape = ["batch", 8]', 'shape = ["batch", 9]', 13, "x"),
     ],
 )
 def test_a_mistake_in_the_recipe_is_one_clear_message_with_its_code(
@@ -258,6 +257,15 @@ def test_a_mistake_in_the_recipe_is_one_clear_message_with_its_code(
     got, _, errors = copy.build()
     assert got == code, errors
     assert words in errors
+
+
+def test_an_input_shape_that_the_model_refuses_is_an_export_failure_naming_the_line(copy: Shop) -> None:
+    without_data = RECIPE[: RECIPE.index("[data]")] + RECIPE[RECIPE.index("[quantize]") :]
+    without_data = without_data.replace('["fp32", "int8-static"]', '["fp32"]')
+    copy.recipe.write_text(without_data.replace('shape = ["batch", 8]', 'shape = ["batch", 9]'))
+    code, _, errors = copy.build()
+    assert code == 13, errors
+    assert "model.py:" in errors
 
 
 def test_a_model_that_raises_is_reported_with_its_line(copy: Shop) -> None:
