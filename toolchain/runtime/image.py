@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,13 +29,13 @@ class _Axes:
     channels: int | None
 
 
-def image_array(path: Path, spec: InputSpec) -> np.ndarray:
+def image_array(path: Path, spec: InputSpec, batch: Collection[str] = ()) -> np.ndarray:
     """The image at ``path`` as an array for ``spec``: ``[..., C, H, W]``, ``[..., H, W, C]`` or ``[..., H, W]``.
 
     The image is turned as its EXIF data says, laid on white where transparent, made grey (C = 1) or RGB (C = 3), and
     resized (bilinear) to the input's fixed sizes; an axis with a name keeps the image's size.  Pixels become
     ``((inverted pixel) * scale - mean) / std``; without a note in the contract, floats are from 0 to 1 and integers
-    from 0 to 255.
+    from 0 to 255.  Axes in front have size 1; names in ``batch`` are no rows, columns or channels.
 
     Raises:
         ImageMismatchError: not an image, or an input that no image fits.
@@ -42,7 +43,7 @@ def image_array(path: Path, spec: InputSpec) -> np.ndarray:
     """
     import numpy as np
 
-    axes = _find_axes(spec)
+    axes = _find_axes(spec, batch)
     channels = 1 if axes.channels is None else spec.shape[axes.channels]
     rows, columns = spec.shape[axes.rows], spec.shape[axes.columns]
     with _opened(path) as image:
@@ -59,7 +60,7 @@ def image_array(path: Path, spec: InputSpec) -> np.ndarray:
     return values[(None,) * (len(spec.shape) - values.ndim)]
 
 
-def _find_axes(spec: InputSpec) -> _Axes:
+def _find_axes(spec: InputSpec, batch: Collection[str]) -> _Axes:
     shape, rank = spec.shape, len(spec.shape)
     if spec.dtype == "bool":
         raise ImageMismatchError("an image cannot become booleans")
@@ -71,7 +72,9 @@ def _find_axes(spec: InputSpec) -> _Axes:
     elif rank in (2, 3):
         found = _Axes(rank - 2, rank - 1, None)
     used = 0 if found is None else (2 if found.channels is None else 3)
-    if found is None or any(isinstance(size, int) and size != 1 for size in shape[: rank - used]):
+    front, image = shape[: rank - used], shape[rank - used :]
+    fits = all(size == 1 or isinstance(size, str) for size in front) and not any(size in batch for size in image)
+    if found is None or not fits:
         raise ImageMismatchError("an image needs an input [..., C, H, W], [..., H, W, C] or [..., H, W], C 1 or 3")
     return found
 

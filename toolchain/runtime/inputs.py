@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,12 +68,10 @@ def _read(path: Path, name: str, contract: Contract) -> Arrays:
         return _read_npz(path, name, contract)
     if suffix == ".json":
         return _read_json(path, name, contract)
-    readers: dict[str, Callable[[Path, InputSpec], np.ndarray]] = {".npy": _read_npy}
-    readers.update(dict.fromkeys(IMAGE_SUFFIXES, _read_image))
-    if suffix not in readers:
+    if suffix != ".npy" and suffix not in IMAGE_SUFFIXES:
         raise _bad(path, f"cannot tell what a {suffix or 'suffixless'} file holds; {_ALLOWED}")
     spec = _single(path, name, contract)
-    return {spec.name: readers[suffix](path, spec)}
+    return {spec.name: _read_npy(path) if suffix == ".npy" else _read_image(path, spec, contract)}
 
 
 def _single(path: Path, name: str, contract: Contract) -> InputSpec:
@@ -89,11 +87,12 @@ def _single(path: Path, name: str, contract: Contract) -> InputSpec:
     )
 
 
-def _read_npy(path: Path, spec: InputSpec) -> np.ndarray:
+def _read_npy(path: Path) -> np.ndarray:
     import numpy as np
 
     try:
-        array = np.load(path, allow_pickle=False)
+        with open(path, "rb") as file:
+            array = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise _bad(path, f"is not a numpy array of numbers: {_line(error)}") from error
     if not isinstance(array, np.ndarray):
@@ -105,7 +104,8 @@ def _read_npz(path: Path, name: str, contract: Contract) -> Arrays:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, since numpy leaves a file open that turns out to be no archive.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as error:
         raise _bad(path, f"is not an archive of numpy arrays: {_line(error)}") from error
@@ -163,11 +163,11 @@ def _check_names(path: Path, got: dict[str, Any], contract: Contract) -> None:
             )
 
 
-def _read_image(path: Path, spec: InputSpec) -> np.ndarray:
+def _read_image(path: Path, spec: InputSpec, contract: Contract) -> np.ndarray:
     from toolchain.runtime.image import ImageMismatchError, image_array
 
     try:
-        return image_array(path, spec)
+        return image_array(path, spec, [symbol for symbol, dim in contract.dims.items() if dim.batch])
     except ImageMismatchError as error:
         raise _bad(path, f"{error}; input {spec.name!r} is {spec.dtype}{shape_text(spec.shape)}") from error
 

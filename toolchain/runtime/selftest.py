@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,11 @@ def _read(selftest: Path | IO[bytes], where: str) -> dict[str, np.ndarray]:
     import numpy as np
 
     try:
-        with np.load(selftest, allow_pickle=False) as archive:
+        # Opened here, since numpy leaves a file open that turns out to be no archive.
+        with (
+            contextlib.nullcontext(selftest) if not isinstance(selftest, Path) else open(selftest, "rb") as file,
+            np.load(file, allow_pickle=False) as archive,
+        ):
             return {key: archive[key] for key in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as error:
         raise damaged(f"is not an archive of numpy arrays: {error}", where) from error
