@@ -78,9 +78,12 @@ class Engine:
                 step,
                 lambda part: self._run(part, self.contract.sizes_of(part)),
             )
-        outputs = self._runner(choice.variant).run(fill(self.contract, arrays, sizes, fixed))
+        filled = any(sizes.get(symbol, size) != size for symbol, size in fixed.items())
+        if filled:
+            arrays = fill(self.contract, arrays, sizes, fixed)
+        outputs = self._runner(choice.variant).run(arrays)
         self._check_outputs(outputs)
-        return cut(self.contract, outputs, sizes, fixed)
+        return cut(self.contract, outputs, sizes, fixed) if filled else outputs
 
     def _runner(self, index: int) -> Runner:
         with self._lock:
