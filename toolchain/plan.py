@@ -180,14 +180,24 @@ def _target(maker: _Maker, profile: TargetProfile) -> TargetPlan:
     for precision in _precisions(maker, profile):
         source, refused = _candidate(maker, profile, precision, at)
         for backend in profile.runtime.engines:
-            if refused:
-                entries.append(Entry(precision, backend, refused=refused))
+            reason = refused or _unsuited(profile, precision, backend)
+            if reason:
+                entries.append(Entry(precision, backend, refused=reason))
             else:
                 entries.append(_engine(maker, profile, precision, backend, source, at))
     stages = tuple(node.id for node in maker.nodes[first:] if node.stage.name in ("optimize", "quantize", "mixed"))
     unmeasured = _why_unmeasured(maker, profile)
     measured = "" if unmeasured else _measure(maker, profile, entries, at)
     return TargetPlan(profile, tuple(entries), stages, measured, unmeasured)
+
+
+def _unsuited(profile: TargetProfile, precision: str, backend: str) -> str:
+    """Why a pair makes no sense on a target's instructions, known before anything is compiled."""
+    x86 = profile.kind == "cpu" and profile.arch == "x86_64"
+    if x86 and backend == "tvm" and precision == "fp16" and "avx512_fp16" not in profile.cpu.features:
+        # LLVM converts every value to float32 and back; the library is slower than the fp32 one.
+        return "the target has no fp16 arithmetic (avx512_fp16): TVM would emulate it"
+    return ""
 
 
 def _precisions(maker: _Maker, profile: TargetProfile) -> list[str]:
