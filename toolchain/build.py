@@ -189,7 +189,6 @@ def _judge(
     unmeasured = target.unmeasured
     if given is not None:
         measurement = given.get(profile.name)
-        unmeasured = "" if measurement else "the given measurements have none for this target"
     elif target.measure:
         outcome = outcomes[target.measure]
         measurement, unmeasured = outcome.facts or None, outcome.refused

@@ -313,12 +313,12 @@ def _why_not_here(profile: TargetProfile, host: Host) -> str:
 
 
 def _why_unmeasured(maker: _Maker, profile: TargetProfile) -> str:
-    if not maker.measured:
-        return "measuring was switched off"
     if not profile.runs_natively_on(maker.host):
         return _why_not_here(profile, maker.host)
     provider = profile.runtime.execution_provider
-    return "" if _has_provider(provider) else f"ONNX Runtime here has no {provider}"
+    if not _has_provider(provider):
+        return f"ONNX Runtime here has no {provider}"
+    return "" if maker.measured else "measuring was switched off"
 
 
 def _measure(maker: _Maker, profile: TargetProfile, entries: Sequence[Entry], at: str) -> str:

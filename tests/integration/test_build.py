@@ -331,7 +331,8 @@ def test_one_flipped_bit_in_the_engine_is_refused_as_damaged(shop: Shop, tmp_pat
     assert "Traceback" not in done.stderr
 
 
-def test_a_recipe_reproduces_in_two_folders(shop: Shop) -> None:
-    done = shop.call("verify", "--reproduce", shop.recipe)
+def test_a_recipe_reproduces_in_two_folders_for_measured_and_unmeasured_targets(copy: Shop) -> None:
+    copy.recipe.write_text(copy.recipe.read_text().replace('["x86-64-v3"]', '["x86-64-v3", "cortex-a72"]'))
+    done = copy.call("verify", "--reproduce", copy.recipe)
     assert done.returncode == 0, done.stderr
     assert "identical" in done.stdout
