@@ -96,8 +96,11 @@ def _sweep(folder: Path) -> None:
 def _remove(folder: Path) -> None:
     try:
         shutil.rmtree(folder, ignore_errors=True)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, OSError) as error:
+        # An interrupt inside rmtree, just after it closed a folder, comes out as EBADF (CPython 3.11).
         shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError) and isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
         raise
 
 
