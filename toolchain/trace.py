@@ -115,7 +115,9 @@ class Recorder:
     def _classify(self, kind: str, path: str) -> tuple[str, str] | None:
         """The dependency that ``path`` is, or None when it is none of the user's."""
         real = os.path.realpath(path)
-        if path.startswith(_IGNORED) or "__pycache__" in path or (real + os.sep).startswith(self._private):
+        # ".egg-info/" is the metadata of a checkout's own installation, read by whoever lists entry points.
+        skipped = "__pycache__" in path or ".egg-info/" in path
+        if skipped or path.startswith(_IGNORED) or (real + os.sep).startswith(self._private):
             return None
         if (real + os.sep).startswith(self._stdlib) and not self._package(path):
             return None
