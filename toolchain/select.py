@@ -236,7 +236,7 @@ def _failure(
     named = f"no {require} engine" if require else "no engine"
     broken = [results for results in rejected if results]
     if broken:
-        closest = min(broken, key=len)
+        closest = min(broken, key=lambda results: (len(results), results[0].kind))
         return closest[0].kind, f"{named} holds every gate", lines
     if rejected:
         return ExitCode.GATE_FIDELITY, f"{named} computes valid outputs", lines
