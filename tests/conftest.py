@@ -9,17 +9,13 @@ from pathlib import Path
 
 import pytest
 from helpers.bench import Bench
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 
 from toolchain.cache import Cache
 from toolchain.worker import WorkerPool
 
 # The same examples each time, however slow the machine.
-# Health checks judge how quickly inputs are drawn, which says nothing on a busy machine; all examples still run.
-_SPEED_CHECKS = (HealthCheck.too_slow, HealthCheck.filter_too_much)
-settings.register_profile(
-    "steady", deadline=None, derandomize=True, max_examples=60, suppress_health_check=_SPEED_CHECKS
-)
+settings.register_profile("steady", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("steady")
 
 TESTS = Path(__file__).parent
