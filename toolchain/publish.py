@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,13 +116,3 @@ def _tolerance(verdict: Mapping[str, Any]) -> Tolerance:
         None if cosine is None else cosine - 0.01,
         None if error is None else 2.0 * error + 1e-4,
     )
-
-
-@contextlib.contextmanager
-def temporary_folder(prefix: str) -> Any:
-    """A fresh folder, removed at the end."""
-    folder = Path(tempfile.mkdtemp(prefix=prefix))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -150,6 +150,7 @@ def test_something_is_chosen_exactly_when_something_holds_every_gate(found: list
     assert (selection.code is ExitCode.OK) == (selection.chosen is not None)
 
 
+@settings(suppress_health_check=[HealthCheck.filter_too_much])
 @given(contenders(), ANY_GATES, REQUIRE)
 def test_no_faster_measured_engine_that_holds_every_gate_is_passed_over(
     found: list[Contender], gates: Gates, require: str | None
@@ -165,6 +166,7 @@ def test_no_faster_measured_engine_that_holds_every_gate_is_passed_over(
         assert times == [] or (require is not None and gates.unmeasured == "allow")
 
 
+@settings(suppress_health_check=[HealthCheck.filter_too_much])
 @given(contenders(), ANY_GATES, REQUIRE)
 def test_the_exit_code_is_of_the_kind_that_stood_in_the_way(
     found: list[Contender], gates: Gates, require: str | None
