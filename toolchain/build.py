@@ -13,28 +13,14 @@ from toolchain.errors import ExitCode, ToolchainError, did_you_mean
 from toolchain.execute import Forecast, Listener, Silent, execute, forecast
 from toolchain.host import detect_host
 from toolchain.plan import Entry, Plan, TargetPlan, make_plan
-from toolchain.publish import publish, tools_of
+from toolchain.publish import TargetResult, publish, tools_of
 from toolchain.recipe import Recipe, load_recipe
 from toolchain.report import build_report
 from toolchain.runner import Outcome, Runner
-from toolchain.select import Contender, Selection, select
+from toolchain.select import Contender, select
 from toolchain.target import TargetProfile, load_target
 
 DEFAULT_OUTPUT = Path("artifacts")
-
-
-@dataclass(frozen=True, slots=True)
-class TargetResult:
-    """One target's race and, if an engine was chosen, its bundle."""
-
-    plan: TargetPlan
-    selection: Selection
-    report: Mapping[str, Any]
-    measurement: Mapping[str, Any] | None
-
-    @property
-    def target(self) -> str:
-        return self.plan.profile.name
 
 
 @dataclass(frozen=True, slots=True)

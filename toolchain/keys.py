@@ -10,14 +10,11 @@ import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from toolchain import __version__
 from toolchain.artifact import Artifact, canonical_json, digest_bytes
-from toolchain.stage import options_to_json
-
-if TYPE_CHECKING:
-    from toolchain.runner import Node
+from toolchain.stage import Node, options_to_json
+from toolchain.version import __version__
 
 
 def key_components(node: Node, inputs: Mapping[str, Artifact]) -> dict[str, Any]:

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from toolchain import __version__
 from toolchain.artifact import canonical_json
 from toolchain.bundle.manifest import BundleManifest, RuntimeNeed, TargetInfo, Tolerance, parse_engine
 from toolchain.bundle.pack import BundleSpec, PackedBundle, PackResult, pack_bundle, pack_release
 from toolchain.cache import Cache
 from toolchain.keys import installed_version
+from toolchain.plan import TargetPlan
 from toolchain.recipe import Recipe
 from toolchain.report import to_markdown
 from toolchain.runner import Outcome
+from toolchain.select import Selection
+from toolchain.version import __version__
 
-if TYPE_CHECKING:
-    from toolchain.build import TargetResult
+
+@dataclass(frozen=True, slots=True)
+class TargetResult:
+    """One target's race and, if an engine was chosen, its bundle."""
+
+    plan: TargetPlan
+    selection: Selection
+    report: Mapping[str, Any]
+    measurement: Mapping[str, Any] | None
+
+    @property
+    def target(self) -> str:
+        return self.plan.profile.name
 
 
 def tools_of(outcomes: Iterable[Outcome]) -> dict[str, str]:

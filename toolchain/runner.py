@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from toolchain.artifact import Artifact, digest_bytes, digest_json
 from toolchain.cache import Cache, Record, storage_errors
 from toolchain.errors import ExitCode, ToolchainError
 from toolchain.keys import describe_difference, installed_version, key_components, own_version
-from toolchain.stage import StageDef, options_to_json
+from toolchain.stage import Node, options_to_json
 from toolchain.worker import ChildEnd, WorkerPool
 
 __all__ = [
@@ -36,31 +36,6 @@ _LOG_BYTES = 64 << 10
 _FULL_BYTES = 64 << 10  # a disk with less than this free is why a write failed
 _NO_SPACE = re.compile("no space left|not enough (free )?space", re.IGNORECASE)
 _CHANGED = "changed while the stage ran"
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """One stage of a plan.
-
-    Attributes:
-        id: unique in the plan, e.g. ``"compile[int8-static/onnxruntime]@x86-64-v4"``.
-        inputs: input name -> (node id, output name).
-        optional: input names that may be missing because their node refused.
-        extra: further facts that can change the result, e.g. the host's processor for a measurement.
-        target: the target it belongs to, or "" when it serves all.
-        failure: exit code when its child crashes.
-        tolerant: a crash or a missing tool costs this node alone: it is reported and the build goes on.
-    """
-
-    id: str
-    stage: StageDef
-    options: Any
-    inputs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    optional: frozenset[str] = frozenset()
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    target: str = ""
-    failure: ExitCode = ExitCode.INTERNAL
-    tolerant: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from toolchain import __version__
-from toolchain.cache import storage_errors
 from toolchain.errors import ExitCode, ToolchainError, did_you_mean
 from toolchain.python_source import Arguments, call_arguments, definitions, forward_arguments, parse_file
+from toolchain.storage import storage_errors
+from toolchain.version import __version__
 
 PLACEHOLDER = "FILL_IN"
 """Stands in the recipe for what the code does not say; the recipe is refused until it is replaced."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from toolchain.errors import ExitCode
+
 
 @dataclass(frozen=True, slots=True)
 class StageDef:
@@ -79,6 +81,31 @@ class StageResult:
 
     facts: dict[str, Any] = field(default_factory=dict)
     refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One stage of a plan.
+
+    Attributes:
+        id: unique in the plan, e.g. ``"compile[int8-static/onnxruntime]@x86-64-v4"``.
+        inputs: input name -> (node id, output name).
+        optional: input names that may be missing because their node refused.
+        extra: further facts that can change the result, e.g. the host's processor for a measurement.
+        target: the target it belongs to, or "" when it serves all.
+        failure: exit code when its child crashes.
+        tolerant: a crash or a missing tool costs this node alone: it is reported and the build goes on.
+    """
+
+    id: str
+    stage: StageDef
+    options: Any
+    inputs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    optional: frozenset[str] = frozenset()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    target: str = ""
+    failure: ExitCode = ExitCode.INTERNAL
+    tolerant: bool = False
 
 
 def options_to_json(options: Any) -> dict[str, Any]:

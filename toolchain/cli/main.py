@@ -12,9 +12,9 @@ from typing import NoReturn
 
 import click
 
-from toolchain import __version__
 from toolchain.cli.commands import COMMANDS
 from toolchain.errors import ExitCode, ToolchainError, did_you_mean
+from toolchain.version import __version__
 
 
 class LazyGroup(click.Group):
