@@ -9,50 +9,51 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from toolchain.tvm.library import Refusal, load_tvm, one_line
+from toolchain.tvm.operators.expand import all_nodes
 
 if TYPE_CHECKING:
     import onnx
 
     from toolchain.tvm.deny import NodeView
 
-QUANTIZED = frozenset({
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv",
-    "QLinearMatMul", "QGemm", "QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearLeakyRelu",
-    "QLinearGlobalAveragePool", "QLinearConcat", "DynamicQuantizeMatMul", "MatMulIntegerToFloat",
-    "DynamicQuantizeLSTM", "MatMulNBits", "QAttention",
-})  # fmt: skip
-"""Operators of quantized models, in the standard domain and in com.microsoft."""
-
 
 def import_model(model: onnx.ModelProto) -> Any:
     """The Relax module of ``model``; entry ``main`` takes the graph's inputs in order, weights are constants.
 
     Raises:
-        Refusal: an operator is quantized, unknown to TVM, known to be computed wrong, or its import failed;
+        Refusal: an operator is unknown to TVM, known to be computed wrong, or its import failed;
             the text names the operator and the node.
     """
-    check_operators(model)
-    load_tvm()
-    from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
+    from toolchain.tvm.relax_builder import build_relax
 
-    seen: list[tuple[str, str]] = []
-
-    class _Importer(ONNXGraphImporter):  # type: ignore[misc]
-        """Remembers which node is being converted: TVM's own errors don't say."""
-
-        def _convert_operator(self, op_name: str, inputs: Any, attrs: dict[str, Any], opset: int) -> Any:
-            seen.append((op_name, attrs["tvm_custom"]["name"]))
-            return super()._convert_operator(op_name, inputs, attrs, opset)
-
-    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    prepared = named_nodes(prepare(model))
+    check_operators(prepared)
     try:
-        # The importer prints the failing operator with all its inputs, and warns of harmless renames.
+        # The importer warns of harmless renames, and some converters print.
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _Importer({}, "float32", keep_params_in_input=False).from_onnx(named_nodes(model).graph, opset)
+            return build_relax(prepared)
+    except Refusal:
+        raise
     except Exception as error:
-        at = f"operator {seen[-1][0]} (node {seen[-1][1]!r})" if seen else "the model"
-        raise Refusal(f"TVM can't import {at}: {one_line(error)}") from error
+        raise Refusal(f"TVM can't import the model: {one_line(error)}") from error
+
+
+def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model`` with the operators that nothing converts replaced by their definitions in ONNX, where they have one."""
+    from toolchain.tvm.operators.expand import expand_functions
+
+    return expand_functions(model, known_operators())
+
+
+def known_operators() -> frozenset[str]:
+    """Operators that TVM or this package converts; those outside the default domain as ``domain.Operator``."""
+    load_tvm()
+    from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map
+
+    from toolchain.tvm.operators import converters
+
+    return frozenset(_get_convert_map()) | frozenset(converters()) | {"If"}
 
 
 def named_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -69,24 +70,18 @@ def check_operators(model: onnx.ModelProto) -> None:
     Raises:
         Refusal: see :func:`import_model`.
     """
-    load_tvm()
-    from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map
-
     from toolchain.tvm.deny import RULES
+    from toolchain.tvm.operators.expand import qualified
 
-    nodes = list(_all_nodes(named_nodes(model).graph))
-    for node in nodes:
-        if node.op_type in QUANTIZED:
-            raise Refusal(
-                f"operator {node.op_type} (node {node.name!r}): TVM imports quantized operators as float32 "
-                "arithmetic: an int8 engine would compute in fp32; not offered until integer lowering exists"
-            )
-    known = set(_get_convert_map()) | {"If", "Constant"}
+    model = named_nodes(prepare(model))
+    _check_types(model.graph)
+    nodes = list(all_nodes(model.graph))
+    _check_quantized(nodes)
+    known = known_operators()
     missing: dict[str, str] = {}
     for node in nodes:
-        name = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-        if name not in known:
-            missing.setdefault(name, node.name)
+        if qualified(node) not in known:
+            missing.setdefault(qualified(node), node.name)
     if missing:
         listed = ", ".join(f"{op} (node {name!r})" for op, name in sorted(missing.items()))
         raise Refusal(f"TVM has no importer for {'operator' if len(missing) == 1 else 'operators'} {listed}")
@@ -96,12 +91,27 @@ def check_operators(model: onnx.ModelProto) -> None:
                 raise Refusal(f"operator {view.node.op_type} (node {view.node.name!r}): {rule.reason}")
 
 
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _all_nodes(attribute.g)
+def _check_quantized(nodes: list[onnx.NodeProto]) -> None:
+    """Floating-point arithmetic between dequantized values is what an int8 engine is not for."""
+    dequantized = {name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
+    for node in nodes:
+        if node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm") and dequantized & set(node.input):
+            raise Refusal(
+                f"operator {node.op_type} (node {node.name!r}): TVM computes on dequantized values in float32: "
+                "an int8 engine would be no faster than fp32; not offered until integer lowering exists"
+            )
+
+
+def _check_types(graph: onnx.GraphProto) -> None:
+    """Only tensors of numbers go in and out."""
+    import onnx
+
+    for value in [*graph.input, *graph.output]:
+        kind = value.type.WhichOneof("value")
+        if kind not in ("tensor_type", None):
+            raise Refusal(f"{value.name!r} is a {kind.removesuffix('_type')}; TVM engines take and give tensors")
+        if value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
+            raise Refusal(f"{value.name!r} holds text; TVM engines take and give numbers")
 
 
 def _views(model: onnx.ModelProto) -> Iterator[NodeView]:
@@ -125,8 +135,8 @@ def _views(model: onnx.ModelProto) -> Iterator[NodeView]:
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-    read = frozenset({n for node in _all_nodes(graph) for n in node.input} | {o.name for o in graph.output})
-    for node in _all_nodes(graph):
+    read = frozenset({n for node in all_nodes(graph) for n in node.input} | {o.name for o in graph.output})
+    for node in all_nodes(graph):
         attrs = {a.name: _text(helper.get_attribute_value(a)) for a in node.attribute}
         names = list(node.input)
         yield NodeView(
@@ -158,6 +168,6 @@ def _text(value: Any) -> Any:
 def operator_counts(model: onnx.ModelProto) -> Mapping[str, int]:
     """How many nodes of each operator ``model`` has, sorted by name."""
     counts: dict[str, int] = {}
-    for node in _all_nodes(model.graph):
+    for node in all_nodes(model.graph):
         counts[node.op_type] = counts.get(node.op_type, 0) + 1
     return dict(sorted(counts.items()))

@@ -109,7 +109,8 @@ def link_executable(executable: Any, linker: Linker, output: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="toolchain-link-") as temporary:
         folder = Path(temporary)
 
-        def link(_name: str, files: list[str]) -> None:
+        # Without any compiled function TVM passes options for a C compiler.
+        def link(_name: str, files: list[str], options: list[str] | None = None) -> None:
             linker.link([Path(file).name for file in files], folder)
 
         executable.export_library(str(folder / "model.so"), fcompile=link, workspace_dir=str(folder))
