@@ -13,9 +13,14 @@ from toolchain.runner import Lookup, Node, Outcome, Runner
 
 
 class Listener(Protocol):
-    """Receives the events of a build; called from several threads."""
+    """Receives the events of a build; called from several threads.
+
+    ``started`` comes first, for every stage; ``running`` only for one whose result the cache does not hold.
+    """
 
     def started(self, node: Node) -> None: ...
+
+    def running(self, node: Node) -> None: ...
 
     def finished(self, node: Node, outcome: Outcome) -> None: ...
 
@@ -26,6 +31,8 @@ class Silent:
     """A listener that ignores everything."""
 
     def started(self, node: Node) -> None: ...
+
+    def running(self, node: Node) -> None: ...
 
     def finished(self, node: Node, outcome: Outcome) -> None: ...
 
@@ -95,7 +102,7 @@ def _run(node: Node, runner: Runner, outcomes: Mapping[str, Outcome], listener: 
         return outcome
     listener.started(node)
     try:
-        outcome = runner.run(node, inputs)
+        outcome = runner.run(node, inputs, listener.running)
     except ToolchainError as error:
         crashed = error.code is node.failure or error.code is ExitCode.MISSING_TOOL
         if not (node.tolerant and crashed):

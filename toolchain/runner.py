@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,8 +93,15 @@ class Runner:
             reasons = self._why_new(node, components)
         return Lookup(None, components, key, tuple(reasons))
 
-    def run(self, node: Node, inputs: Mapping[str, Artifact]) -> Outcome:
+    def run(
+        self, node: Node, inputs: Mapping[str, Artifact], running: Callable[[Node], None] = lambda _: None
+    ) -> Outcome:
         """Run ``node``, or take its result from the cache.
+
+        Args:
+            node: the stage.
+            inputs: its inputs' artifacts by name.
+            running: called when the cache does not hold the result, before the stage is run.
 
         Raises:
             ToolchainError: the stage failed.
@@ -105,6 +112,7 @@ class Runner:
                 # Another build may have made it while this one waited for the lock.
                 found = self.look_up(node, inputs)
                 if found.record is None or self._wants_dump(node):
+                    running(node)
                     return self._execute(node, inputs, found)
         assert found.record is not None
         self.cache.used(found.record)

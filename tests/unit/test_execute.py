@@ -27,10 +27,14 @@ class Notes:
 
     def __init__(self) -> None:
         self.events: list[tuple[str, str]] = []
+        self.run: list[str] = []
         self._lock = threading.Lock()
 
     def started(self, node: Node) -> None:
         self._note("started", node)
+
+    def running(self, node: Node) -> None:
+        self.run.append(node.id)
 
     def finished(self, node: Node, outcome: Outcome) -> None:
         self._note(outcome.status, node)
@@ -249,3 +253,10 @@ def test_a_forecast_runs_nothing_and_writes_nothing(bench: Bench) -> None:
     forecast(nodes, bench.runner())
     assert bench.runs == 0
     assert bench.cache.size() == {"bytes": 0, "artifacts": 0, "records": 0}
+
+
+def test_a_stage_is_reported_as_running_only_when_the_cache_does_not_hold_it(bench: Bench) -> None:
+    assert run(bench, [text_node("first", "one")])[1].run == ["first"]
+    notes = run(bench, [text_node("first", "one"), text_node("second", x="first")])[1]
+    assert notes.run == ["second"]
+    assert [id for event, id in notes.events if event == "started"] == ["first", "second"]

@@ -37,6 +37,12 @@ class Progress:
             self._running[node.id] = time.monotonic()
             self._refresh()
 
+    def running(self, node: Node) -> None:
+        """A stage is really run; without a terminal that is a line, as its end may be long in coming."""
+        if not self._live:
+            with self._lock:
+                self._print(f" started  {node.id}")
+
     def finished(self, node: Node, outcome: Outcome) -> None:
         """A stage has ended."""
         if outcome.status == "skipped":
