@@ -14,53 +14,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolchain.errors import ExitCode, ToolchainError
 from toolchain.tvm import cuda
 from toolchain.tvm.library import Refusal, load_tvm, one_line
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What the phases need to know of the target.
-
-    Attributes:
-        target: TVM's target, e.g. ``{"kind": "llvm", "mtriple": ..., "mcpu": ...}``; may hold a ``"host"``.
-        kind: ``"cpu"`` or ``"cuda"``.
-        arch: architecture of the host code: ``"x86_64"`` or ``"aarch64"``.
-        vector_bits: width of a vector register in bits (CPU).
-        registers: number of vector registers (CPU).
-    """
-
-    target: dict[str, Any]
-    kind: str
-    arch: str
-    vector_bits: int = 128
-    registers: int = 16
-
-    def tvm_target(self) -> Any:
-        """The ``tvm.target.Target``.
-
-        Raises:
-            ToolchainError: BAD_TARGET: TVM rejects it.
-        """
-        tvm = load_tvm()
-        spec = dict(self.target)
-        if self.kind == "cuda":
-            # Without a host TVM would compile the host code for the machine that runs the compiler.
-            spec.setdefault("host", {"kind": "llvm", "mtriple": f"{self.arch}-linux-gnu"})
-        try:
-            return tvm.target.Target(spec)
-        except Exception as error:
-            raise ToolchainError(
-                f"TVM rejects the target: {one_line(error)}", where="target.tvm.target", code=ExitCode.BAD_TARGET
-            ) from error
+from toolchain.tvm.machine import Machine as Machine
+from toolchain.tvm.stack import stack_locals
 
 
 @dataclass(slots=True)
 class Notes:
-    """What a compilation found out: functions left without a schedule, and how many there are in all."""
+    """What a compilation found out.
+
+    Attributes:
+        unscheduled: names of functions that no rule fits.
+        rules: function -> the rule that scheduled it, "" for none.
+        functions: how many functions there are.
+    """
 
     unscheduled: list[str] = field(default_factory=list)
+    rules: dict[str, str] = field(default_factory=dict)
     functions: int = 0
 
 
@@ -88,7 +59,29 @@ def _canonicalize(_machine: Machine, _notes: Notes) -> list[Any]:
 def _fold(_machine: Machine, _notes: Notes) -> list[Any]:
     from tvm.relax import transform
 
-    return [transform.FoldConstant(), transform.DeadCodeElimination()]
+    from toolchain.tvm.graph.constants import fold_constants
+
+    return [fold_constants(), transform.FoldConstant(), transform.DeadCodeElimination()]
+
+
+def _simplify(_machine: Machine, _notes: Notes) -> list[Any]:
+    from tvm.relax import transform
+
+    from toolchain.tvm.graph.bounds import name_bounds
+    from toolchain.tvm.graph.products import flatten_rows
+
+    return [name_bounds(), flatten_rows(), transform.CanonicalizeBindings()]
+
+
+def _layout(machine: Machine, _notes: Notes) -> list[Any]:
+    from tvm.relax import transform
+
+    from toolchain.tvm.graph.blocked import block_layouts
+    from toolchain.tvm.graph.products import pack_products
+
+    if machine.kind != "cpu":
+        return []
+    return [block_layouts(machine), transform.CanonicalizeBindings(), pack_products(machine)]
 
 
 def _dispatch(_machine: Machine, _notes: Notes) -> list[Any]:
@@ -97,12 +90,10 @@ def _dispatch(_machine: Machine, _notes: Notes) -> list[Any]:
     return [backend.DispatchSampling(), backend.DispatchSortScan()]
 
 
-def _legalize(machine: Machine, _notes: Notes) -> list[Any]:
+def _legalize(_machine: Machine, _notes: Notes) -> list[Any]:
     from tvm.relax import transform
 
-    from toolchain.tvm.legalize_cpu import legalizers
-
-    return [transform.LegalizeOps(legalizers(machine.vector_bits) if machine.kind == "cpu" else None)]
+    return [transform.LegalizeOps()]
 
 
 def _annotate(_machine: Machine, _notes: Notes) -> list[Any]:
@@ -119,9 +110,9 @@ def _fuse(_machine: Machine, _notes: Notes) -> list[Any]:
 
 def _schedule(machine: Machine, notes: Notes) -> list[Any]:
     if machine.kind == "cpu":
-        from toolchain.tvm.schedule_cpu import schedule_pass
+        from toolchain.tvm.schedules import schedule_pass
 
-        return [schedule_pass(machine.vector_bits, machine.registers, notes)]
+        return [schedule_pass(machine, notes)]
     from tvm.s_tir import dlight as dl
 
     gpu = dl.gpu
@@ -187,6 +178,8 @@ def _order_shape_stores() -> Any:
 PHASES: tuple[Phase, ...] = (
     Phase(2, "canonicalize", "one binding per value; normalizations as inference; no value twice", _canonicalize),
     Phase(3, "fold", "compute what depends on weights alone; drop what nothing reads", _fold),
+    Phase(2, "simplify", "bounds as operators; products of several axes flattened to rows", _simplify),
+    Phase(3, "layout", "CPU: images in blocks of channels; weights packed for their loop nests", _layout),
     Phase(4, "dispatch", "sorting, scanning and sampling to implementations that the target has", _dispatch),
     Phase(4, "legalize", "each operator to a loop nest; CPU: convolutions over packed weights", _legalize),
     Phase(5, "annotate", "each loop nest's fusion pattern; compute what legalizing made constant", _annotate),
@@ -246,7 +239,7 @@ def _tir_pipeline(dump: Path | None, number: int) -> str:
         _dump(dump, number, "codegen", module)
         return module
 
-    register_tir_pipeline("toolchain", lambda: (Sequential([passes, dump_lowered]), host, device))
+    register_tir_pipeline("toolchain", lambda: (Sequential([passes, stack_locals(), dump_lowered]), host, device))
     return "toolchain"
 
 

@@ -1,0 +1,1 @@
+"""Passes over the whole graph, before operators become loop nests; one module a pass."""

@@ -1,0 +1,69 @@
+"""Matrix products with constant weights: rows flattened, weights packed at compile time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toolchain.tvm.graph.rewrite import Graph, graph_pass
+from toolchain.tvm.graph.values import constant_of, dtype_of, operator_of, shape_of
+from toolchain.tvm.loops import OUT_FUSIBLE
+from toolchain.tvm.loops.dense import dense, pack_matrix
+from toolchain.tvm.machine import Machine
+from toolchain.tvm.tiles import ceil_div, choose_tile
+
+
+def flatten_rows() -> Any:
+    """A pass: a product of more than two axes with a constant matrix becomes one of two, between two reshapes."""
+    return graph_pass("flatten_rows", _Flatten)
+
+
+class _Flatten:
+    def value(self, graph: Graph, _variable: Any, value: Any) -> Any:
+        from tvm import relax
+
+        if operator_of(value) != "relax.matmul":
+            return value
+        weights = constant_of(graph.definition(value.args[1]))
+        shape = shape_of(value.args[0])
+        if weights is None or weights.ndim != 2 or shape is None or len(shape) < 3:
+            return value
+        rows: Any = 1
+        for size in shape[:-1]:
+            rows = rows * size
+        flat = graph.emit(relax.op.reshape(value.args[0], relax.ShapeExpr([rows, shape[-1]])))
+        product = graph.emit(relax.Call(value.op, [flat, value.args[1]], value.attrs, value.ty_args))
+        return relax.op.reshape(product, relax.ShapeExpr([*shape[:-1], weights.shape[1]]))
+
+
+def pack_products(machine: Machine) -> Any:
+    """A pass: products of (m, k) with a constant (k, n) become packed loop nests."""
+    return graph_pass("pack_products", lambda: _Pack(machine))
+
+
+class _Pack:
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def value(self, graph: Graph, _variable: Any, value: Any) -> Any:
+        from tvm import relax
+
+        if operator_of(value) != "relax.matmul":
+            return value
+        weights, shape = constant_of(graph.definition(value.args[1])), shape_of(value.args[0])
+        dtype = dtype_of(value.args[0])
+        if weights is None or weights.ndim != 2 or shape is None or len(shape) != 2:
+            return value
+        if dtype not in ("float32", "float16") or dtype_of(graph.builder.normalize(value)) != dtype:
+            return value
+        lanes = self._machine.lanes(dtype)
+        rows = shape[0] if isinstance(shape[0], int) else None
+        vectors = ceil_div(weights.shape[1], lanes)
+        tile = choose_tile(rows, vectors, self._machine.registers)
+        packed = relax.const(pack_matrix(weights, lanes, tile.vectors), dtype)
+        return graph.builder.call_te(
+            lambda x, w: dense(x, w, weights.shape[1], tile),
+            value.args[0],
+            packed,
+            primfunc_name_hint="dense",
+            primfunc_attrs={"op_pattern": OUT_FUSIBLE},
+        )

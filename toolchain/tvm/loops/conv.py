@@ -1,0 +1,181 @@
+"""Two-dimensional convolution of data in blocked layout, or of a plain image in the first layer.
+
+Layouts: data (n, ic/b, h, w, b) or plain (n, ic, h, w); weights (tile of output channels, ic/b, kh, kw, b,
+vectors, v); output (n, oc/v, oh, ow, v), v being the machine's vector width.  One value of the data is
+multiplied with ``vectors`` vectors of weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from toolchain.tvm.loops import COLUMNS, ROWS, RULE, VECTORS
+from toolchain.tvm.tiles import Tile, ceil_div, choose_rows, choose_tile
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Conv2d:
+    """Sizes of a convolution: (top, left, bottom, right) padding; ``groups`` of equal size."""
+
+    strides: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+    def output(self, height: Any, width: Any, kernel: tuple[int, int]) -> tuple[Any, Any]:
+        """Height and width of the output."""
+        top, left, bottom, right = self.padding
+        spans = [(k - 1) * d + 1 for k, d in zip(kernel, self.dilation, strict=True)]
+        return (
+            (height + top + bottom - spans[0]) // self.strides[0] + 1,
+            (width + left + right - spans[1]) // self.strides[1] + 1,
+        )
+
+    def is_product(self, kernel: tuple[int, int]) -> bool:
+        """Whether it is a matrix product over pixels."""
+        return kernel == (1, 1) and self.strides == (1, 1) and not any(self.padding) and self.groups == 1
+
+
+def pack_weights(weights: np.ndarray, lanes: int, block: int, vectors: int) -> np.ndarray:
+    """(oc, ic, kh, kw) -> (tiles, ic/block, kh, kw, block, vectors, lanes); missing channels are zero."""
+    import numpy as np
+
+    oc, ic, kh, kw = weights.shape
+    tiles, blocks = ceil_div(oc, vectors * lanes), ceil_div(ic, block)
+    padded = np.zeros((tiles * vectors * lanes, blocks * block, kh, kw), weights.dtype)
+    padded[:oc, :ic] = weights
+    split = padded.reshape(tiles, vectors, lanes, blocks, block, kh, kw)
+    return np.ascontiguousarray(split.transpose(0, 3, 5, 6, 4, 1, 2))
+
+
+def pack_depthwise(weights: np.ndarray, lanes: int) -> np.ndarray:
+    """(c, 1, kh, kw) -> (c/lanes, kh, kw, lanes); missing channels are zero."""
+    import numpy as np
+
+    channels, _, kh, kw = weights.shape
+    padded = np.zeros((ceil_div(channels, lanes) * lanes, kh, kw), weights.dtype)
+    padded[:channels] = weights[:, 0]
+    return np.ascontiguousarray(padded.reshape(-1, lanes, kh, kw).transpose(0, 2, 3, 1))
+
+
+def choose_conv_tile(
+    conv: Conv2d, kernel: tuple[int, int], out: tuple[Any, Any], vectors: int, registers: int
+) -> tuple[int, Tile]:
+    """Image rows and tile; ``vectors`` is of one group."""
+    height, width = (size if isinstance(size, int) else None for size in out)
+    if height is None or width is None:
+        rows, tile = 1, choose_tile(None, vectors, registers)
+    elif conv.is_product(kernel):
+        rows, tile = 1, choose_tile(height * width, vectors, registers)
+    else:
+        rows, tile = choose_rows(height, width, vectors, registers)
+    if conv.groups > 1:
+        tile = Tile(tile.rows, max(v for v in range(1, tile.vectors + 1) if vectors % v == 0))
+    return rows, tile
+
+
+def conv2d(data: Any, weights: Any, conv: Conv2d, channels: int, rows: int, tile: Tile) -> Any:
+    """The loop nest.
+
+    Args:
+        data: tensor of the layout above; 4 axes: a plain image.
+        weights: packed.
+        conv: sizes.
+        channels: blocks of output channels, ``oc / v`` rounded up.
+        rows: image rows of a tile.
+        tile: columns and vectors of a tile.
+    """
+    from tvm import te
+
+    _, blocks, kh, kw, block, _, lanes = (int(s) for s in weights.shape)
+    n, h, w = data.shape[0], data.shape[2], data.shape[3]
+    out_h, out_w = conv.output(h, w, (kh, kw))
+    padded = _pad(data, conv, (kh, kw), out_w, tile.rows)
+    (stride_y, stride_x), (dilation_y, dilation_x) = conv.strides, conv.dilation
+    plain = len(data.shape) == 4
+    per_group = channels // conv.groups
+    ic, ii = te.reduce_axis((0, blocks), "ic"), te.reduce_axis((0, block), "ii")
+    ky, kx = te.reduce_axis((0, kh), "ky"), te.reduce_axis((0, kw), "kx")
+    flat = conv.is_product((kh, kw))
+    pixels = out_h * out_w if flat else out_w
+    covered = _static(pixels) and int(pixels) % tile.rows == 0
+
+    def read(b: Any, o: Any, y: Any, x: Any) -> Any:
+        first = ic if conv.groups == 1 else o // per_group * blocks + ic
+        row, column = y * stride_y + ky * dilation_y, x * stride_x + kx * dilation_x
+        return padded[b, first, row, column] if plain else padded[b, first, row, column, ii]
+
+    def product(b: Any, o: Any, y: Any, outer: Any, inner: Any, lane: Any) -> Any:
+        x = outer * tile.rows + inner
+        if not covered and (flat or padded.same_as(data)):
+            x = te.min(x, pixels - 1)
+        value = read(b, o, x // out_w, x % out_w) if flat else read(b, o, y, x)
+        weight = weights[o // tile.vectors, ic, ky, kx, ii, o % tile.vectors, lane]
+        return te.sum(value * weight, axis=[ic, ky, kx, ii])
+
+    marks = {RULE: "product" if flat else "conv", ROWS: rows, COLUMNS: tile.rows, VECTORS: tile.vectors}
+    tiles = ceil_div(channels, tile.vectors) * tile.vectors
+    shape = (n, tiles, 1 if flat else out_h, (pixels - 1) // tile.rows + 1, tile.rows, lanes)
+    acc = te.compute(shape, product, name="acc", attrs=marks)
+
+    def gather(b: Any, o: Any, y: Any, x: Any, lane: Any) -> Any:
+        if flat:
+            pixel = y * out_w + x
+            return acc[b, o, 0, pixel // tile.rows, pixel % tile.rows, lane]
+        return acc[b, o, y, x // tile.rows, x % tile.rows, lane]
+
+    return te.compute((n, channels, out_h, out_w, lanes), gather, name="gather")
+
+
+def depthwise2d(data: Any, weights: Any, conv: Conv2d, columns: int) -> Any:
+    """One filter a channel: data (n, c/v, h, w, v), weights (c/v, kh, kw, v)."""
+    from tvm import te
+
+    blocks, kh, kw, lanes = (int(s) for s in weights.shape)
+    n, h, w = data.shape[0], data.shape[2], data.shape[3]
+    out_h, out_w = conv.output(h, w, (kh, kw))
+    padded = _pad(data, conv, (kh, kw), out_w, columns)
+    ky, kx = te.reduce_axis((0, kh), "ky"), te.reduce_axis((0, kw), "kx")
+    covered = _static(out_w) and int(out_w) % columns == 0
+
+    def product(b: Any, c: Any, y: Any, outer: Any, inner: Any, lane: Any) -> Any:
+        x = outer * columns + inner
+        if not covered and padded.same_as(data):
+            x = te.min(x, out_w - 1)
+        row, column = y * conv.strides[0] + ky * conv.dilation[0], x * conv.strides[1] + kx * conv.dilation[1]
+        return te.sum(padded[b, c, row, column, lane] * weights[c, ky, kx, lane], axis=[ky, kx])
+
+    marks = {RULE: "depthwise", ROWS: 1, COLUMNS: columns, VECTORS: 1}
+    shape = (n, blocks, out_h, (out_w - 1) // columns + 1, columns, lanes)
+    acc = te.compute(shape, product, name="acc", attrs=marks)
+    return te.compute(
+        (n, blocks, out_h, out_w, lanes),
+        lambda b, c, y, x, lane: acc[b, c, y, x // columns, x % columns, lane],
+        name="gather",
+    )
+
+
+def _static(size: Any) -> bool:
+    return isinstance(size, int) or hasattr(size, "value")
+
+
+def _pad(data: Any, conv: Conv2d, kernel: tuple[int, int], out_w: Any, columns: int) -> Any:
+    """``data`` with its zeros, and enough of them on the right that the last tile reads nothing else."""
+    from tvm import topi
+
+    if not any(conv.padding):
+        return data
+    top, left, bottom, right = conv.padding
+    needed = (((out_w - 1) // columns + 1) * columns - 1) * conv.strides[1] + (kernel[1] - 1) * conv.dilation[1] + 1
+    more = needed - (data.shape[3] + left + right)
+    extra = max(0, int(more)) if _static(more) else 0
+    if not _static(more):
+        from tvm import te
+
+        extra = te.max(more, 0)
+    rest = [0] * (len(data.shape) - 4)
+    return topi.nn.pad(data, [0, 0, top, left, *rest], [0, 0, bottom, right + extra, *rest], 0.0, name="pad")

@@ -1,0 +1,59 @@
+"""What the compile pipeline needs to know of a target, derived from its profile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from toolchain.errors import ExitCode, ToolchainError
+from toolchain.tvm.library import load_tvm, one_line
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Facts of a target that rules are chosen by.
+
+    Attributes:
+        target: TVM's target, e.g. ``{"kind": "llvm", "mtriple": ..., "mcpu": ...}``; may hold a ``"host"``.
+        kind: ``"cpu"`` or ``"cuda"``.
+        arch: architecture of the host code: ``"x86_64"`` or ``"aarch64"``.
+        vector_bits: width of a vector register in bits (CPU).
+        registers: number of vector registers (CPU).
+        l1d_kib: level-1 data cache of a core in KiB (CPU).
+        l2_kib: level-2 cache of a core in KiB (CPU).
+    """
+
+    target: dict[str, Any]
+    kind: str
+    arch: str
+    vector_bits: int = 128
+    registers: int = 16
+    l1d_kib: int = 32
+    l2_kib: int = 512
+
+    def lanes(self, dtype: str) -> int:
+        """Elements of ``dtype`` in one vector register."""
+        return max(1, self.vector_bits // dtype_bits(dtype))
+
+    def tvm_target(self) -> Any:
+        """The ``tvm.target.Target``.
+
+        Raises:
+            ToolchainError: BAD_TARGET: TVM rejects it.
+        """
+        tvm = load_tvm()
+        spec = dict(self.target)
+        if self.kind == "cuda":
+            # Without a host TVM would compile the host code for the machine that runs the compiler.
+            spec.setdefault("host", {"kind": "llvm", "mtriple": f"{self.arch}-linux-gnu"})
+        try:
+            return tvm.target.Target(spec)
+        except Exception as error:
+            raise ToolchainError(
+                f"TVM rejects the target: {one_line(error)}", where="target.tvm.target", code=ExitCode.BAD_TARGET
+            ) from error
+
+
+def dtype_bits(dtype: str) -> int:
+    """Bits of one element as it lies in memory: 32 for ``"float32"``, 8 for ``"bool"``."""
+    return max(8, int("".join(c for c in dtype if c.isdigit()) or 8))

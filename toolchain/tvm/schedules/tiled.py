@@ -1,0 +1,129 @@
+"""Schedules of products that keep a tile of accumulators in vector registers over the whole reduction.
+
+All share one form: a block ``acc`` computes whole tiles, the block after it takes the values out, with whatever
+was fused behind.  A tile is one iteration of the outer loops; inside, the reduction runs around the unrolled
+tile, so that each step loads ``vectors`` vectors of weights and ``rows`` values of data once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toolchain.tvm.loops import COLUMNS, ROWS, RULE, VECTORS
+from toolchain.tvm.machine import Machine
+from toolchain.tvm.schedules.common import (
+    DoesNotFitError,
+    blocks_of,
+    mark_of,
+    name_of,
+    parallel,
+    spatial,
+    split_epilogue,
+    work_of,
+)
+
+
+def anchor_of(schedule: Any, *rules: str) -> tuple[Any, str]:
+    """The only block marked with one of ``rules``, and which.
+
+    Raises:
+        DoesNotFitError: there is none, or several.
+    """
+    found = [(block, mark_of(schedule, block, RULE)) for block in blocks_of(schedule)]
+    marked = [(block, str(rule)) for block, rule in found if rule is not None and str(rule) in rules]
+    if len(marked) != 1:
+        raise DoesNotFitError
+    return marked[0]
+
+
+def _marks(schedule: Any, block: Any) -> tuple[int, int, int]:
+    rows, columns, vectors = (int(mark_of(schedule, block, key)) for key in (ROWS, COLUMNS, VECTORS))
+    return rows, columns, vectors
+
+
+def _unroll_tile(schedule: Any, *nests: list[Any]) -> None:
+    for loops in nests:
+        schedule.vectorize(loops[-1])
+        for loop in loops[:-1]:
+            schedule.unroll(loop)
+
+
+def convolution(schedule: Any, machine: Machine) -> None:
+    """Rules ``conv`` and ``product``: loops (ic, ky, kx, ii) around (rows, columns, vectors, lanes)."""
+    anchor, rule = anchor_of(schedule, "conv", "product")
+    rows, columns, vectors = _marks(schedule, anchor)
+    final = split_epilogue(schedule, anchor)
+    loops = schedule.get_loops(final)
+    if len(loops) != 5:
+        raise DoesNotFitError
+    b, o, y, x, lane = loops
+    o_outer, o_inner = schedule.split(o, [None, vectors])
+    if rule == "product":
+        x_outer, x_inner = schedule.split(schedule.fuse(y, x), [None, columns])
+        outer, inner = [b, o_outer, x_outer], [x_inner, o_inner, lane]
+    else:
+        y_outer, y_inner = schedule.split(y, [None, rows])
+        x_outer, x_inner = schedule.split(x, [None, columns])
+        outer, inner = [b, o_outer, y_outer, x_outer], [y_inner, x_inner, o_inner, lane]
+    schedule.reorder(*outer, *inner)
+    schedule.compute_at(anchor, outer[-1], preserve_unit_loops=True)
+    tile = schedule.get_loops(anchor)[len(outer) :]
+    _, o_c, y_c, _, x_c, lane_c, *reduces = tile
+    schedule.reorder(*reduces, y_c, x_c, o_c, lane_c)
+    _unroll_tile(schedule, [y_c, x_c, o_c, lane_c], inner)
+    _pads(schedule, machine)
+    # Before the split into initialization and update: afterwards two blocks write the same buffer.
+    parallel(schedule, outer if rule == "product" else outer[:-1], 0)
+    schedule.decompose_reduction(anchor, reduces[0])
+
+
+def depthwise(schedule: Any, machine: Machine) -> None:
+    """Rule ``depthwise``: the filter unrolled over a row of columns, so that neighbours share loads."""
+    anchor, _ = anchor_of(schedule, "depthwise")
+    _, columns, _ = _marks(schedule, anchor)
+    final = split_epilogue(schedule, anchor)
+    loops = schedule.get_loops(final)
+    if len(loops) != 5:
+        raise DoesNotFitError
+    b, c, _, x, lane = loops
+    x_outer, x_inner = schedule.split(x, [None, columns])
+    schedule.compute_at(anchor, x_outer, preserve_unit_loops=True)
+    _, _, _, _, x_c, lane_c, ky, kx = schedule.get_loops(anchor)[4:]
+    schedule.reorder(ky, kx, x_c, lane_c)
+    schedule.unroll(ky)
+    schedule.unroll(kx)
+    _unroll_tile(schedule, [x_c, lane_c], [x_inner, lane])
+    pads = [block for block in blocks_of(schedule) if name_of(schedule, block).startswith("pad")]
+    for pad in pads:
+        schedule.compute_at(pad, c, preserve_unit_loops=True)
+        schedule.vectorize(schedule.get_loops(pad)[-1])
+    parallel(schedule, [b, c], 0)
+    schedule.decompose_reduction(anchor, ky)
+
+
+def dense(schedule: Any, machine: Machine) -> None:
+    """Rule ``dense``: columns outside, so that a tile's weights stay in cache for all rows."""
+    anchor, _ = anchor_of(schedule, "dense")
+    _, rows, vectors = _marks(schedule, anchor)
+    final = split_epilogue(schedule, anchor)
+    loops = schedule.get_loops(final)
+    if len(loops) != 2:
+        raise DoesNotFitError
+    m, n = loops
+    work = work_of(schedule, schedule.get_loops(anchor))
+    width = int(schedule.get(schedule.get_loops(anchor)[3]).extent)
+    n_outer, n_inner, lane = schedule.split(n, [None, vectors, width])
+    m_outer, m_inner = schedule.split(m, [None, rows])
+    schedule.reorder(n_outer, m_outer, m_inner, n_inner, lane)
+    schedule.compute_at(anchor, m_outer, preserve_unit_loops=True)
+    o_c, _, m_c, lane_c, k = schedule.get_loops(anchor)[2:]
+    schedule.reorder(k, m_c, o_c, lane_c)
+    _unroll_tile(schedule, [m_c, o_c, lane_c], [m_inner, n_inner, lane])
+    parallel(schedule, [n_outer, m_outer], work)
+    schedule.decompose_reduction(anchor, k)
+
+
+def _pads(schedule: Any, machine: Machine) -> None:
+    for block in blocks_of(schedule):
+        if name_of(schedule, block).startswith("pad"):
+            spatial(schedule, block, machine)
