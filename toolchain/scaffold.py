@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -18,7 +17,6 @@ from pathlib import Path
 
 from toolchain.errors import ExitCode, ToolchainError, did_you_mean
 from toolchain.python_source import Arguments, call_arguments, definitions, forward_arguments, parse_file
-from toolchain.storage import storage_errors
 from toolchain.version import __version__
 
 PLACEHOLDER = "FILL_IN"
@@ -27,6 +25,18 @@ PLACEHOLDER = "FILL_IN"
 _GENERIC = {"model", "models", "net", "network", "main", "train", "module", "__init__"}
 _WORKFLOW = Path(".github/workflows/release.yml")
 _TARGETS = {"x86_64": "x86-64-v3"}  # elsewhere: the machine itself
+_EXAMPLES = ("example_inputs", "example")  # functions that give the inputs, by the usual names
+_EXAMPLE_TABLES = """\
+# Every size is as in the example.  For a size that varies, e.g. along the batch:
+# [[model.inputs]]
+# name = "input"
+# dtype = "float32"
+# shape = ["batch", 3, 224, 224]
+# [model.dims.batch]
+# min = 1
+# max = 64
+# batch = true
+"""
 _TOKENS = re.compile(r"(^|_)(ids|tokens?|mask)(_|$)")
 _MASK = re.compile(r"(^|_)mask(_|$)")
 
@@ -90,49 +100,6 @@ def plan_scaffold(source: str, recipe: Path, name: str | None = None) -> Scaffol
         model.root / _WORKFLOW: _workflow(model, name, recipe),
     }
     return Scaffold(name, files, recipe, lines, notes)
-
-
-def write_scaffold(scaffold: Scaffold, force: bool) -> None:
-    """Write all files, or none if one exists and ``force`` is false.
-
-    Raises:
-        ToolchainError: USAGE when a file exists, STORAGE when one cannot be written.
-    """
-    existing = [path for path in scaffold.files if os.path.lexists(path)]
-    if existing and not force:
-        raise ToolchainError(
-            "nothing was written, as these files exist:",
-            details=[str(path) for path in existing],
-            hint="--force replaces them; --output writes the recipe to another file",
-            code=ExitCode.USAGE,
-        )
-    for path in scaffold.files:
-        _check_place(path)
-    for path, text in scaffold.files.items():
-        with storage_errors(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".init-") as scratch:
-                new = Path(scratch) / path.name
-                new.write_text(text, encoding="utf-8")
-                os.replace(new, path)
-
-
-def _check_place(path: Path) -> None:
-    parent = next(p for p in path.parents if os.path.lexists(p))
-    if path.is_dir():
-        problem, where = "a folder is in the way of a file to be written", path
-    elif not parent.is_dir():
-        problem, where = "a file is in the way of a folder to be made", parent
-    elif not os.access(parent, os.W_OK | os.X_OK):
-        problem, where = "this folder cannot be written", parent
-    else:
-        return
-    raise ToolchainError(
-        f"nothing was written: {problem}",
-        where=str(where),
-        hint="move it away, or name another file with --output",
-        code=ExitCode.STORAGE,
-    )
 
 
 def repository_root(folder: Path) -> Path:
@@ -212,11 +179,18 @@ def _slug(text: str) -> str:
 
 def _recipe_values(model: _Model, name: str) -> tuple[dict[str, str], tuple[str, ...]]:
     folders = import_folders(model.root, model.path)
-    arguments = forward_arguments(model.path, model.function, folders)
-    inputs, dims, unknown = _inputs(arguments)
     checkpoint, note = _checkpoint(model)
+    example = next((line for name in _EXAMPLES if (line := _found(model, name))), "")
+    if example:
+        inputs, dims, unknown = _EXAMPLE_TABLES, "", False
+        checkpoint += f"\nexample_inputs = {_quoted(example)} # a function that returns a tuple or dict of tensors"
+        about = f"inputs and their sizes from {example}; for sizes that vary, fill in the [[model.inputs]] comment"
+    else:
+        arguments = forward_arguments(model.path, model.function, folders)
+        inputs, dims, unknown = _inputs(arguments)
+        about = _about_inputs(arguments)
     data = {role: _data_function(model, role) for role in ("calibration", "evaluation")}
-    notes = [_about_inputs(arguments), note]
+    notes = [about, note]
     notes += [f"no function {role!r} was found beside the model" for role, line in data.items() if line[0] == "#"]
     values = {
         "NAME": name,
@@ -277,12 +251,19 @@ def _checkpoint(model: _Model) -> tuple[str, str]:
     return line, f"checkpoint: {found[0].name}, the only one beside the model"
 
 
-def _data_function(model: _Model, role: str) -> str:
+def _found(model: _Model, function: str) -> str:
+    """Reference of a function without arguments in the model's file or in data.py beside it, or ""."""
     for path in dict.fromkeys([model.path, model.path.parent / "data.py"]):
         if path.is_file():
-            arguments = call_arguments(definitions(parse_file(path)).get(role, ast.Pass()))
+            arguments = call_arguments(definitions(parse_file(path)).get(function, ast.Pass()))
             if arguments is not None and not arguments.required:
-                return f"{role} = {_quoted(model.reference(path, role))}"
+                return model.reference(path, function)
+    return ""
+
+
+def _data_function(model: _Model, role: str) -> str:
+    if found := _found(model, role):
+        return f"{role} = {_quoted(found)}"
     return f"# {role} = {_quoted(model.reference(model.path.parent / 'data.py', role))}"
 
 

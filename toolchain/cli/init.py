@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from toolchain.scaffold import PLACEHOLDER, Scaffold, plan_scaffold, write_scaffold
+from toolchain.scaffold import PLACEHOLDER, Scaffold, plan_scaffold
+from toolchain.scaffold_write import write_scaffold
 
 
 @click.command()
