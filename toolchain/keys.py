@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.artifact import Artifact, canonical_json, digest_bytes
+from toolchain.programs import program_version
 from toolchain.stage import Node, options_to_json
 from toolchain.version import __version__
 
@@ -24,13 +25,12 @@ def key_components(node: Node, inputs: Mapping[str, Artifact]) -> dict[str, Any]
     results of another.
     """
     stage = node.stage
-    tools = {name: installed_version(name) for name in sorted({*stage.tools, "numpy"})}
     components = {
         "stage": stage.name,
         "stage version": stage.version,
         "options": options_to_json(node.options),
         "inputs": {name: artifact.digest for name, artifact in sorted(inputs.items())},
-        "tools": tools,
+        "tools": {"numpy": installed_version("numpy"), **tool_versions(node)},
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "machine": platform.machine(),
         "toolchain": own_version(),
@@ -39,6 +39,13 @@ def key_components(node: Node, inputs: Mapping[str, Artifact]) -> dict[str, Any]
     # As a record gives them back: a tuple is a list there, and must not look like a difference.
     normal: dict[str, Any] = json.loads(canonical_json(components))
     return normal
+
+
+def tool_versions(node: Node) -> dict[str, str]:
+    """Version of every distribution and program that ``node`` uses, by name."""
+    stage = node.stage
+    distributions = {name: installed_version(name) for name in stage.tools}
+    return distributions | {name: program_version(name) for name in stage.programs(node.options)}
 
 
 @cache

@@ -11,7 +11,7 @@ from toolchain.artifact import canonical_json
 from toolchain.bundle.manifest import BundleManifest, RuntimeNeed, TargetInfo, Tolerance, parse_engine
 from toolchain.bundle.pack import BundleSpec, PackedBundle, PackResult, pack_bundle, pack_release
 from toolchain.cache import Cache
-from toolchain.keys import installed_version
+from toolchain.keys import installed_version, tool_versions
 from toolchain.plan import TargetPlan
 from toolchain.recipe import Recipe
 from toolchain.report import to_markdown
@@ -35,9 +35,11 @@ class TargetResult:
 
 
 def tools_of(outcomes: Iterable[Outcome]) -> dict[str, str]:
-    """Distribution -> version of everything that took part in a build."""
-    names = sorted({name for outcome in outcomes for name in outcome.node.stage.tools})
-    return {"toolchain": __version__, **{name: installed_version(name) for name in names}}
+    """Distribution or program -> version of everything that took part in a build."""
+    versions: dict[str, str] = {}
+    for outcome in outcomes:
+        versions |= tool_versions(outcome.node)
+    return {"toolchain": __version__, **{name: versions[name] for name in sorted(versions)}}
 
 
 def publish(

@@ -8,12 +8,16 @@ level: the build process imports it to plan, and only the worker process calls `
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from toolchain.errors import ExitCode
+
+
+def _no_programs(_options: Any) -> tuple[str, ...]:
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,8 @@ class StageDef:
         user_code: whether it runs the repository's own Python; then imported files, opened files and
             listed folders are traced and become part of what is checked before a cached result is used.
         exclusive: whether it must run alone (a measurement).
+        programs: the programs on PATH that it calls with given options, e.g. ``("cc", "ld")``; their versions
+            are part of the key.
     """
 
     name: str
@@ -40,6 +46,7 @@ class StageDef:
     worker: str
     user_code: bool = False
     exclusive: bool = False
+    programs: Callable[[Any], tuple[str, ...]] = _no_programs
 
 
 @dataclass(frozen=True, slots=True)

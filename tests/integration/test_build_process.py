@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pkgutil
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,3 +135,19 @@ def test_the_ir_of_a_cached_compile_is_dumped_by_numbered_phases(shop: Shop, tmp
     assert "R.matmul" in texts[0]
     assert "R.matmul" not in texts[-1]
     assert shop.ran() == set()
+
+
+def test_another_c_compiler_compiles_tvm_engines_again_and_why_names_it(shop: Shop, tmp_path: Path) -> None:
+    copy = shop.copied(tmp_path)
+    compiler = tmp_path / "bin" / "cc"
+    compiler.parent.mkdir()
+    compiler.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo "cc 99.1" && exit\nexec {shutil.which("cc")} "$@"\n')
+    compiler.chmod(0o755)
+    environment = {"PATH": f"{compiler.parent}{os.pathsep}{os.environ['PATH']}"}
+    told = copy.call("why", copy.recipe, "--cache", copy.cache, env=environment).stdout
+    assert re.search(r"compile\[fp32/tvm\]@x86-64-v3 +would run +tool cc: .* -> cc 99.1\n", told), told
+    ran = copy.ran("--no-measure", env=environment)
+    assert "compile[fp32/tvm]@x86-64-v3" in ran
+    # The library is the same, byte for byte, so nothing that is made of it is made again.
+    assert all("/tvm]" in name and name.startswith("compile") for name in ran)
+    assert copy.ran("--no-measure", env=environment) == set()

@@ -233,6 +233,16 @@ def _write_engine(ctx: StageContext, folder: Path, facts: dict[str, Any]) -> dic
     return {**facts, "bytes": size}
 
 
+def programs(options: Options) -> tuple[str, ...]:
+    """The programs on PATH whose versions can change the result."""
+    from toolchain.tvm.link import Linker
+
+    names = Linker(options.linker, options.arch, options.libc_min).programs
+    if _how_checked(options) != "native":
+        names += Linker("cc", options.arch, "").programs  # links the library that stands in for it
+    return tuple(dict.fromkeys(names + (("nvcc",) if options.kind == "cuda" else ())))
+
+
 STAGE = StageDef(
     name="compile_tvm",
     version=1,
@@ -240,4 +250,5 @@ STAGE = StageDef(
     options=Options,
     tools=("apache-tvm", "onnx", "onnxruntime", "onnxslim", "numpy", "ziglang"),
     worker="tvm",
+    programs=programs,
 )

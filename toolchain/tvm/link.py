@@ -41,6 +41,14 @@ class Linker:
     arch: str
     libc_min: str
 
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """The programs on PATH that it calls: a C compiler driver and its linker; none for zig."""
+        if self.name.startswith("zig"):
+            return ()
+        prefix = next((self.name.removesuffix(end) for end in ("gcc", "clang", "cc") if self.name.endswith(end)), "")
+        return (self.name, f"{prefix}ld")
+
     def check(self) -> None:
         """Raises ToolchainError MISSING_TOOL if the linker isn't installed, COMPILE if it can't link for ``arch``."""
         if self.arch not in _LLD_EMULATION:

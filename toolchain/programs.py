@@ -1,0 +1,43 @@
+"""Versions of programs that are no Python distributions: the compilers and linkers that a stage calls."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from functools import cache
+
+_TIMEOUT_S = 20
+
+
+def program_version(name: str) -> str:
+    """What the program ``name`` on PATH says about its version, e.g. ``"cc (Debian 12.2.0-14) 12.2.0"``.
+
+    It is asked once as long as its file keeps size and times.  ``"not installed"`` if there is none; a program
+    that names no version is known by the size and time of its file.
+    """
+    path = shutil.which(name)
+    if path is None:
+        return "not installed"
+    try:
+        info = os.stat(path)
+    except OSError:
+        return "not installed"
+    return _ask(path, info.st_size, info.st_mtime_ns)
+
+
+@cache
+def _ask(path: str, size: int, mtime_ns: int) -> str:
+    try:
+        # Its messages must not depend on the user's language.
+        environment = {**os.environ, "LC_ALL": "C"}
+        done = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False, env=environment
+        )
+        lines = done.stdout.splitlines() if done.returncode == 0 else []
+    except (OSError, ValueError, subprocess.SubprocessError):
+        lines = []
+    # nvcc gives its name and the copyright first.
+    told = next((line.strip() for line in lines if re.search(r"\d\.\d", line)), "")
+    return told or f"unknown ({size} bytes, modified {mtime_ns})"
