@@ -80,14 +80,15 @@ def detected_tables(host: Host, own_caches: bool = True) -> dict[str, Any]:
 
 def llvm_cpu(host: Host) -> str:
     """The LLVM processor name whose code surely runs on ``host``: its own, else the highest level it reaches."""
-    own = _own_name(host)
+    own = own_name(host)
     for name in (*([own] if own else []), *_LEVELS[host.arch]):
         if compiled_features(host.arch, name) <= host.cpu_features:
             return name
     return _LEVELS[host.arch][-1]
 
 
-def _own_name(host: Host) -> str:
+def own_name(host: Host) -> str:
+    """LLVM's name of the processor of ``host``, e.g. ``"cortex-a72"``; "" if it is not known."""
     if not host.cpu_ids:
         return ""
     if host.arch == "aarch64":

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from toolchain.bundle.read import BundleRef, Release, open_release
 from toolchain.errors import ExitCode, ToolchainError, did_you_mean
 from toolchain.host import Host, cuda_runs, detect_host, incompatibilities
+from toolchain.target_detect import own_name
+
+Note = Callable[[str], None]
 
 
-def resolve(reference: str, host: Host | None = None) -> BundleRef:
+def to_stderr(text: str) -> None:
+    """Print a note where it mixes with no result."""
+    print(text, file=sys.stderr)
+
+
+def resolve(reference: str, host: Host | None = None, note: Note = to_stderr) -> BundleRef:
     """The bundle meant by ``reference``.
 
     ``PATH@target`` names it, whether or not it can run here.  ``PATH`` means the only bundle of the release, or,
-    among several, the most specific one that ``host`` can run: CUDA before CPU, more CPU features before fewer.
+    among several that ``host`` can run: CUDA before CPU, the one made for the very processor of ``host`` (on ARM by
+    implementer and part) before others, more CPU features before fewer, the first in the release of those left.
 
     Args:
         reference: ``PATH`` or ``PATH@target``; an existing path with an ``@`` in its name is a path.
         host: the machine; detected when needed and not given.
+        note: told which others are as good, where nothing but their order decided.
 
     Raises:
-        ToolchainError: USAGE, no release there, no such target, or several bundles fit equally well;
-            INCOMPATIBLE_HOST, none of several can run here; DAMAGED_BUNDLE.
+        ToolchainError: USAGE, no release there or no such target; INCOMPATIBLE_HOST, none of several can run here;
+            DAMAGED_BUNDLE.
     """
     path, target = split_reference(reference)
     release = open_release(path)
@@ -29,7 +41,7 @@ def resolve(reference: str, host: Host | None = None) -> BundleRef:
         return _named(release, target)
     if len(release.bundles) == 1:
         return release.bundles[0]
-    return _best(release, host or detect_host())
+    return _best(release, host or detect_host(), note)
 
 
 def split_reference(reference: str) -> tuple[Path, str]:
@@ -52,12 +64,9 @@ def _named(release: Release, target: str) -> BundleRef:
     return bundle
 
 
-def _best(release: Release, host: Host) -> BundleRef:
+def _best(release: Release, host: Host, note: Note) -> BundleRef:
     reasons = {b.target: incompatibilities(b.manifest.requirements, host) for b in release.bundles}
     able = [b for b in release.bundles if not reasons[b.target]]
-    best = [b for b in able if not any(_more_specific(other, b) for other in able)]
-    if len(best) == 1:
-        return best[0]
     if not able:
         raise ToolchainError(
             "this machine can run none of its bundles",
@@ -66,20 +75,28 @@ def _best(release: Release, host: Host) -> BundleRef:
             hint="build the release for a target that suits this machine (toolchain targets lists them)",
             code=ExitCode.INCOMPATIBLE_HOST,
         )
-    raise ToolchainError(
-        f"several bundles suit this machine equally well: {', '.join(b.target for b in best)}",
-        where=str(release.path),
-        details=[f"{t}: {'; '.join(why) or 'runs on this machine'}" for t, why in reasons.items()],
-        hint=f"name one: {best[0].reference}",
-        code=ExitCode.USAGE,
-    )
+    fitting = [b for b in able if not any(_better_device(other, b) for other in able)]
+    processor = own_name(host)
+    fitting = [b for b in fitting if processor and _processor(b) == processor] or fitting
+    best = [b for b in fitting if not any(_more_features(other, b) for other in fitting)]
+    if len(best) > 1:
+        others = ", ".join(b.target for b in best[1:])
+        note(f"note: {best[0].reference} is used; as good for this machine, as far as is known: {others}")
+    return best[0]
 
 
-def _more_specific(one: BundleRef, other: BundleRef) -> bool:
-    """Whether everything that runs ``one`` runs ``other``, and ``one`` needs more."""
-    mine, its = one.manifest.requirements, other.manifest.requirements
-    my_cuda, its_cuda = mine.get("cuda_arch"), its.get("cuda_arch")
-    if my_cuda != its_cuda:
-        # `its` code runs on `my` device, or needs no device at all.
-        return my_cuda is not None and (its_cuda is None or cuda_runs(its_cuda, my_cuda))
-    return set(mine["cpu_features"]) > set(its["cpu_features"])
+def _processor(bundle: BundleRef) -> str:
+    """LLVM's name of the processor that the bundle was compiled for, as its profile says."""
+    cpu = bundle.manifest.target.profile.get("cpu")
+    return str(cpu.get("model", "")) if isinstance(cpu, Mapping) else ""
+
+
+def _better_device(one: BundleRef, other: BundleRef) -> bool:
+    """Whether ``one`` uses a device that ``other`` does not use, or not as well."""
+    mine, its = (b.manifest.requirements.get("cuda_arch") for b in (one, other))
+    # `its` code runs on `my` device, or needs no device at all.
+    return mine is not None and mine != its and (its is None or cuda_runs(its, mine))
+
+
+def _more_features(one: BundleRef, other: BundleRef) -> bool:
+    return set(one.manifest.requirements["cpu_features"]) > set(other.manifest.requirements["cpu_features"])
