@@ -35,6 +35,18 @@ class InputSpec:
         """The shape with each named dimension replaced by its size in ``sizes``."""
         return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in self.shape)
 
+    def to_json(self) -> dict[str, Any]:
+        """As in contract.json: a range only where one is declared."""
+        known: dict[str, Any] = {"name": self.name, "dtype": self.dtype, "shape": list(self.shape), "pad": self.pad}
+        number = float if self.dtype.startswith("float") else int
+        return known | {k: number(v) for k, v in (("low", self.low), ("high", self.high)) if v is not None}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> InputSpec:
+        """From an entry of contract.json."""
+        shape = tuple(data["shape"])
+        return cls(data["name"], data["dtype"], shape, data.get("pad"), data.get("low"), data.get("high"))
+
     def describe(self) -> str:
         """E.g. ``image float32[batch,1,8,8]``."""
         return f"{self.name} {self.dtype}[{','.join(map(str, self.shape))}]"
@@ -82,8 +94,7 @@ class Signature:
             DimSpec(name, d["min"], d["max"], d.get("batch", False), tuple(d.get("buckets") or ()))
             for name, d in contract["dims"].items()
         ]
-        inputs = [InputSpec(i["name"], i["dtype"], tuple(i["shape"]), i.get("pad")) for i in contract["inputs"]]
-        return cls.of(inputs, dims)
+        return cls.of([InputSpec.from_json(entry) for entry in contract["inputs"]], dims)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -54,6 +54,8 @@ def test_two_inputs_are_bound_by_name_whatever_their_declared_order(tmp_path: Pa
     )
     exported = export_model(tmp_path, "two_inputs", inputs=inputs, dims=(BATCH,))
     assert [i.name for i in onnx.load(exported.folder / "model.onnx").graph.input] == ["scale", "weight", "ids"]
+    declared = {"name": "ids", "dtype": "int64", "shape": ["batch", 3], "pad": None, "low": 0, "high": 49}
+    assert exported.contract["inputs"][2] == declared
     values = {"scale": normal(1), "weight": normal(4, 3), "ids": np.arange(12).reshape(4, 3)}
     np.testing.assert_allclose(
         exported.outputs(**values)["output"], exported.original(tmp_path, **values)["output"], atol=1e-5

@@ -28,7 +28,7 @@ def make_contract(path: Path, signature: Signature, preprocessing: str) -> dict[
     import onnx
 
     model = onnx.load(path, load_external_data=False)
-    inputs = [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape), "pad": s.pad} for s in signature.inputs]
+    inputs = [spec.to_json() for spec in signature.inputs]
     dims = {dim.name: dim.to_json() for dim in signature.used_dims}
     outputs = [_output(value, dims) for value in model.graph.output]
     return {"schema": SCHEMA, "inputs": inputs, "outputs": outputs, "dims": dims, "preprocessing": preprocessing}
