@@ -1,16 +1,17 @@
-# Everything a person types here is one of: make demo, make test, make lint, make bench-build.
+# Everything a person types here is one of: make demo, make test, make lint, make bench-build, make bench-cpu.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat requirements/all.txt pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
 
-.PHONY: demo test lint bench-build clean help
+.PHONY: demo test lint bench-build bench-cpu clean help
 
 help:
 	@echo "make demo         set up, build the digits recipe for all its targets and run one bundle"
 	@echo "make test         set up and pass all checks and tests"
 	@echo "make lint         the quick checks only"
 	@echo "make bench-build  print the build-time figures of the README"
+	@echo "make bench-cpu    compare our CPU engines with ONNX Runtime, OpenVINO and PyTorch (an hour or so)"
 
 demo: $(STAMP)
 	@sh .ci/demo $(BIN)
@@ -26,6 +27,11 @@ lint: $(STAMP)
 
 bench-build: $(STAMP)
 	$(BIN)/python benchmarks/bench_build.py
+
+# The engines to compare with are optional, so a failure to install them is a line in the output.
+bench-cpu: $(STAMP)
+	-$(BIN)/python -m pip install --quiet --no-deps -r requirements/bench.txt
+	$(BIN)/python benchmarks/bench_cpu.py --peak $(BENCH_ARGS)
 
 $(STAMP): requirements/all.txt pyproject.toml
 	@PYTHON=$(PYTHON) sh .ci/setup $(VENV)

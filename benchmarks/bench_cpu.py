@@ -53,8 +53,8 @@ def main() -> int:
     chosen = [models[name] for name in options.model or models]
     threads = [_threads(text) for text in options.threads or ["1", "all"]]
     if options.peak:
-        results["peak_gflops"] = workshop.peak()
-        print(f"peak of one core: {results['peak_gflops']:.1f} GFLOP/s (fp32 FMA)\n")
+        results["peak"] = workshop.peak()
+        print(report.peak(results["peak"]))
     if options.ops:
         _ops(workshop, [models[name] for name in options.ops], precisions[0], threads[0], results)
     else:
@@ -93,7 +93,7 @@ def _speed(
     for precision in precisions:
         for count in dict.fromkeys(threads):
             names = [name for name in wanted if precision == "fp32" or name in INT8]
-            table = report.SpeedTable(precision, count, names, results.get("peak_gflops"))
+            table = report.SpeedTable(precision, count, names, results.get("peak", {}))
             print(table.head(), flush=True)
             for model in models:
                 line = workshop.time(model, precision, count, names, options.rounds, options.seconds)
@@ -122,7 +122,7 @@ def _ops(workshop: Workshop, models: list[Model], precision: str, threads: int, 
             print(f"{model.name} {precision}: {failure}\n")
             continue
         results["ops"][model.name] = rows
-        print(report.ops_table(f"{model.name}, {precision}, {threads} thread(s)", rows, results.get("peak_gflops")))
+        print(report.ops_table(f"{model.name}, {precision}, {threads} thread(s)", rows))
 
 
 if __name__ == "__main__":

@@ -89,7 +89,9 @@ class Workshop:
             return {**line, "refused": str(failure)}
         from cpu_flops import count_flops
 
-        line["gflops"] = count_flops(Path(request["folder"]).parents[1] / "fp32" / "onnx" / "model.onnx") / 1e9
+        line["gflops"] = (
+            count_flops(Path(request["folder"]).parents[1] / "fp32" / "onnx" / "model.onnx", model.sizes) / 1e9
+        )
         return line
 
     def _request(self, model: Model, precision: str, threads: int, contenders: list[str]) -> dict[str, Any]:
@@ -107,7 +109,7 @@ class Workshop:
 
     def costs(self, model: Model, precision: str) -> dict[str, Any]:
         """One line of the table of build time, code size and memory."""
-        from cpu_size import onnx_weight_bytes, text_bytes
+        from cpu_size import onnx_facts, text_bytes
 
         line: dict[str, Any] = {"model": model.name, "precision": precision}
         try:
@@ -116,7 +118,7 @@ class Workshop:
             return {**line, "refused": str(failure)}
         line |= {"cpu_s": built["costs"], "compiler_peak_mb": built["peak_mb"]}
         line |= {"library_bytes": library.stat().st_size, "code_bytes": text_bytes(library)}
-        line["weight_bytes"] = onnx_weight_bytes(Path(self.prepare(model, precision)["folder"]) / "model.onnx")
+        line |= onnx_facts(Path(self.prepare(model, precision)["folder"]) / "model.onnx")
         for name in ("ours", "onnxruntime"):
             request = self._request(model, precision, 1, [name])
             try:
@@ -138,9 +140,10 @@ class Workshop:
         rows: list[dict[str, Any]] = _child("cpu_ops.py", threads=threads, request=request, work=self.work)
         return rows
 
-    def peak(self) -> float:
-        """GFLOP/s of fp32 FMA on one core."""
-        return float(_child("cpu_peak.py", self.profile, threads=1)["gflops"])
+    def peak(self) -> dict[str, float]:
+        """``gflops`` of fp32 multiply-adds on one core, and ``int8_gops`` where it has VNNI."""
+        found: dict[str, float] = _child("cpu_peak.py", self.profile, threads=1)
+        return found
 
 
 def _child(

@@ -115,7 +115,7 @@ def _openvino(task: Task) -> Opened:
     if importlib.util.find_spec("openvino") is None:
         raise Unavailable("not installed")
     import numpy as np
-    import openvino as ov
+    import openvino as ov  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
     core = ov.Core()
     settings = {

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 
-def count_flops(path: Path) -> float:
+def count_flops(path: Path, sizes: Mapping[str, int]) -> float:
     """Two per multiply-add of convolutions, matrix products, GRU and LSTM; all else is not counted.
 
-    Shapes must be known: with dynamic ones the nodes concerned count as 0.
+    Args:
+        path: the ONNX file.
+        sizes: of its dynamic axes.
     """
     import onnx
+    from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 
     model = onnx.load(path)
+    for name, size in sizes.items():
+        make_dim_param_fixed(model.graph, name, size)
+    # Shapes noted for the dynamic graph would hide the fixed ones.
+    del model.graph.value_info[:]
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     shapes: dict[str, tuple[int, ...]] = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for info in [*graph.input, *graph.output, *graph.value_info]:

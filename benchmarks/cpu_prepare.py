@@ -106,8 +106,8 @@ def sample(model: Model, seed: int) -> dict[str, NDArray[Any]]:
 
     from toolchain.graph.inputs import random_inputs
 
-    arrays = random_inputs(Signature.of(model.inputs, model.dims or ()) if model.dynamic else
-                           Signature.of(model.exported_inputs, ()), model.sizes, np.random.default_rng(seed))  # fmt: skip
+    signature = Signature.of(model.exported_inputs, model.dims)
+    arrays = random_inputs(signature, model.sizes, np.random.default_rng(seed))
     if arrays.get("image", np.empty(0)).shape[1:] == (3, 224, 224):
         from recipes.vision.seeded import smooth_images
 
@@ -115,13 +115,14 @@ def sample(model: Model, seed: int) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def write_sample(model: Model, work: Path) -> Path:
-    """The inputs that every contender is timed on, as an .npz by input name."""
-    import numpy as np
+def write_sample(model: Model, folder: Path) -> Path:
+    """The inputs that every contender is timed on, as an .npz by input name, made once."""
+    from toolchain.data import write_npz
 
-    path = work / "inputs" / f"{model.name}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **sample(model, SEED))  # type: ignore[arg-type]
+    path = folder / "inputs.npz"
+    if not path.is_file():
+        write_npz(path.with_suffix(".part"), sample(model, SEED))
+        path.with_suffix(".part").rename(path)
     return path
 
 
@@ -134,7 +135,7 @@ def main() -> None:
     answer: dict[str, str]
     try:
         folder = prepared(model, precision, load_target(profile), Path(work))
-        answer = {"folder": str(folder), "inputs": str(write_sample(model, Path(work)))}
+        answer = {"folder": str(folder), "inputs": str(write_sample(model, folder.parents[1]))}
     except Refused as refused:
         answer = {"refused": str(refused)}
     print(json.dumps(answer))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import statistics
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -33,11 +34,18 @@ def heading(results: dict[str, Any]) -> str:
     return f"{about['cpu']}, {about['cores']} cores; {tools}; profile {results['profile']}, {shapes} shapes\n"
 
 
+def peak(peaks: Mapping[str, float]) -> str:
+    """What one core can do at most."""
+    int8 = f", {peaks['int8_gops']:.1f} GOP/s (int8 dot products)" if "int8_gops" in peaks else ""
+    return f"peak of one core: {peaks['gflops']:.1f} GFLOP/s (fp32 multiply-add){int8}\n"
+
+
 class SpeedTable:
     """The lines of one precision and number of threads, and what they add up to."""
 
-    def __init__(self, precision: str, threads: int, names: list[str], peak: float | None) -> None:
-        self.precision, self.threads, self.names, self.peak = precision, threads, names, peak
+    def __init__(self, precision: str, threads: int, names: list[str], peaks: Mapping[str, float]) -> None:
+        self.precision, self.threads, self.names = precision, threads, names
+        self.peak = peaks.get("gflops" if precision == "fp32" else "int8_gops")
         self.ratios: list[float] = []
         self.refused: list[tuple[str, str, str]] = []
 
@@ -46,9 +54,8 @@ class SpeedTable:
         columns = "".join(f"{name:>14}" for name in self.names)
         peak = f"{'of peak':>9}" if self.peak else ""
         title = f"{self.precision}, {self.threads} thread{'s' if self.threads > 1 else ''}: median {clock}"
-        return f"{title}; ratio and max abs difference are ours against ONNX Runtime's\n" + (
-            f"{'model':18}{columns}{'ours/ort':>10}{'max diff':>10}{peak}"
-        )
+        title += "; ratio and max abs difference are ours against ONNX Runtime's"
+        return f"{title}\n{'model':18}{columns}{'ours/ort':>10}{'max diff':>10}{peak}"
 
     def line(self, result: dict[str, Any]) -> str:
         """One model; notes what is missing for :meth:`foot`."""
@@ -85,7 +92,20 @@ class SpeedTable:
 
 def costs_head(precision: str) -> str:
     """Title and columns of the table of costs."""
-    columns = ("import", "passes", "codegen", "link", "build s", "code KB", "weights MB", ".so MB", "ours MB", "ort MB")
+    columns = (
+        "import",
+        "passes",
+        "codegen",
+        "link",
+        "build s",
+        "nodes",
+        "ms/node",
+        "code KB",
+        "weights MB",
+        ".so MB",
+        "ours MB",
+        "ort MB",
+    )
     title = f"{precision}: build of ours in CPU seconds, size, and peak memory of a process that runs the model"
     return f"{title}\n{'model':18}" + "".join(f"{name:>11}" for name in columns)
 
@@ -101,11 +121,12 @@ def costs_line(line: dict[str, Any]) -> str:
     sizes = [line["code_bytes"] / 1e3, line["weight_bytes"] / 1e6, line["library_bytes"] / 1e6]
     memory = [line.get("ours_peak_mb"), line.get("onnxruntime_peak_mb")]
     cells = "".join(f"{value:11.2f}" for value in seconds)
+    cells += f"{line['nodes']:11}{total * 1e3 / line['nodes']:11.1f}"
     cells += f"{sizes[0]:11.0f}{sizes[1]:11.1f}{sizes[2]:11.1f}"
     return f"{line['model']:18}{cells}" + "".join(f"{m:11.0f}" if m else f"{'-':>11}" for m in memory)
 
 
-def ops_table(title: str, rows: list[dict[str, Any]], peak: float | None) -> str:
+def ops_table(title: str, rows: list[dict[str, Any]]) -> str:
     """Kernels by time."""
     total = sum(row["ms"] for row in rows)
     lines = [f"{title}: {total:.3f} ms in {len(rows)} kernels", f"{'ms':>9} {'share':>6} {'calls':>5}  kernel"]

@@ -19,9 +19,13 @@ def text_bytes(library: Path) -> int:
     raise ValueError(f"{library} has no .text section")
 
 
-def onnx_weight_bytes(path: Path) -> int:
-    """Bytes of all initializers."""
+def onnx_facts(path: Path) -> dict[str, int]:
+    """``nodes`` of the graph, and ``weight_bytes`` of all initializers."""
     import onnx
     from onnx import numpy_helper
 
-    return sum(numpy_helper.to_array(tensor).nbytes for tensor in onnx.load(path).graph.initializer)
+    graph = onnx.load(path).graph
+    return {
+        "nodes": len(graph.node),
+        "weight_bytes": sum(numpy_helper.to_array(tensor).nbytes for tensor in graph.initializer),
+    }

@@ -6,8 +6,8 @@ Method.  Every contender is loaded and warmed up; then, in each round, each cont
 consecutive runs.  The first run of a block is not counted: it finds the caches full of the contender before it,
 and that one's threads may still be spinning (a pause of a few milliseconds before each block lets them stop).
 Blocks rather than single runs, since an engine in use finds its weights where its last run left them; turns
-rather than one contender after the other, since the machine's speed drifts.  A round's figure is the median of the block, a
-contender's figure the median over the rounds, and a ratio the median of the rounds' own ratios.
+rather than one contender after the other, since the machine's speed drifts.  A round's figure is the median of
+the block, a contender's figure the median over the rounds, and a ratio the median of the rounds' own ratios.
 
 Clock: CPU time of the process with one thread (wall time there would count what other processes take), wall
 time with several.  Both are in the JSON.
