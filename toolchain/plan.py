@@ -15,7 +15,7 @@ from toolchain.keys import installed_version
 from toolchain.quantize.scheme import AccuracyLimits, Scheme
 from toolchain.recipe import Recipe
 from toolchain.runner import Node
-from toolchain.specs import DimSpec, InputSpec
+from toolchain.specs import DimSpec, ImageSpec, InputSpec
 from toolchain.stages import (
     compile_ort,
     compile_tvm,
@@ -128,6 +128,12 @@ def _inputs(recipe: Recipe) -> tuple[InputSpec, ...]:
     return tuple(InputSpec(i.name, i.dtype, tuple(i.shape), i.pad, i.low, i.high) for i in recipe.model.inputs)
 
 
+def _inputs_with_images(recipe: Recipe) -> tuple[InputSpec, ...]:
+    """For the contract alone: no other stage looks at image files."""
+    images = [None if i.image is None else ImageSpec(**i.image.model_dump()) for i in recipe.model.inputs]
+    return tuple(dataclasses.replace(s, image=image) for s, image in zip(_inputs(recipe), images, strict=True))
+
+
 def _dims(recipe: Recipe) -> tuple[DimSpec, ...]:
     return tuple(
         DimSpec(name, d.min, d.max, d.batch, tuple(d.buckets), d.example) for name, d in recipe.model.dims.items()
@@ -138,7 +144,11 @@ def _shared(maker: _Maker) -> None:
     """The stages that serve every target."""
     recipe = maker.recipe
     fields = _model_fields(maker)
-    options = export.Options(**fields, opset=recipe.model.opset, preprocessing=recipe.model.preprocessing)
+    options = export.Options(
+        **{**fields, "inputs": _inputs_with_images(recipe)},
+        opset=recipe.model.opset,
+        preprocessing=recipe.model.preprocessing,
+    )
     maker.add("export", export.STAGE, options, {}, failure=ExitCode.EXPORT)
     for role in ("calibration", "evaluation"):
         source = getattr(recipe.data, role)

@@ -125,6 +125,7 @@ def _inputs(raw: Raw) -> Iterator[Problem]:
                 yield problem((*key, "name"), name, "a name that no other input has")
             names.add(name)
         yield from _input_range(raw, key, entry)
+        yield from _input_image((*key, "image"), entry)
 
 
 def _input_range(raw: Raw, key: Key, entry: Raw) -> Iterator[Problem]:
@@ -142,6 +143,21 @@ def _input_range(raw: Raw, key: Key, entry: Raw) -> Iterator[Problem]:
         if low is None and high is None and not given:
             allowed = "low and high for whole-number inputs, where neither evaluation data nor example inputs exist"
             yield Problem((*key, "low"), "nothing", allowed)
+
+
+def _input_image(key: Key, entry: Raw) -> Iterator[Problem]:
+    image, shape = _table(entry, "image"), _list(entry, "shape")
+    # As the runtime finds the channels: [..., C, H, W], else [..., H, W, C], else there is one.
+    channels = next((shape[at] for at in (-3, -1) if len(shape) >= 3 and shape[at] in (1, 3)), 1)
+    for name in ("mean", "std"):
+        values = _list(image, name)
+        if len(values) not in (0, 1, channels):
+            yield problem((*key, name), values, "one number" + (f", or {channels}" if channels > 1 else ""))
+    for index, value in enumerate(_list(image, "std")):
+        if _is_number(value) and value <= 0:
+            yield problem((*key, "std", index), value, "a number above 0")
+    if image and entry.get("dtype") == "bool":
+        yield problem(key, image, "no image for an input of booleans")
 
 
 def _dims(raw: Raw) -> Iterator[Problem]:

@@ -71,6 +71,15 @@ MetricKind = Annotated[
 ]
 
 
+class ImageValues(Section):
+    """How ``toolchain run`` makes an input of an image file: (pixel * scale - mean) / std."""
+
+    scale: Number | None = Field(None, description="factor of the pixels 0..255; 1/255 for floats, else 1 if absent")
+    mean: tuple[Number, ...] = Field((), description="subtracted after scaling: one value, or one for each channel")
+    std: tuple[Number, ...] = Field((), description="divided by at last: one value, or one for each channel")
+    invert: Flag = Field(False, description="whether pixels are inverted first: 255 - pixel")
+
+
 class Input(Section):
     """One model input."""
 
@@ -80,6 +89,7 @@ class Input(Section):
     pad: Number | None = Field(None, description="value to fill up to a bucket with; without it, it is not filled up")
     low: Number | None = Field(None, description="lowest value of random inputs; whole-number inputs need it")
     high: Number | None = Field(None, description="highest value (inclusive) of random inputs")
+    image: ImageValues | None = Field(None, description="how an image file becomes this input")
 
 
 class Dim(Section):

@@ -15,6 +15,31 @@ DTYPES = (
 
 
 @dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """How an image file becomes an input: ``((inverted pixel) * scale - mean) / std``, pixels from 0 to 255.
+
+    Attributes:
+        scale: None: 1/255 for floats, 1 for whole numbers.
+        mean, std: one value, one for each channel, or none.
+    """
+
+    scale: float | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    invert: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As in contract.json."""
+        return {"scale": self.scale, "mean": list(self.mean), "std": list(self.std), "invert": self.invert}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ImageSpec:
+        """From an input's ``image`` in contract.json."""
+        mean, std = (tuple(map(float, data.get(key) or ())) for key in ("mean", "std"))
+        return cls(data.get("scale"), mean, std, bool(data.get("invert", False)))
+
+
+@dataclass(frozen=True, slots=True)
 class InputSpec:
     """One input.
 
@@ -22,6 +47,7 @@ class InputSpec:
         shape: an int per fixed axis, the name of a dimension per dynamic one.
         pad: value with which rows or tokens may be filled up to a bucket, or None.
         low, high: inclusive range of random values; None: not declared.
+        image: how an image file becomes this input, or None.
     """
 
     name: str
@@ -30,22 +56,25 @@ class InputSpec:
     pad: float | None = None
     low: float | None = None
     high: float | None = None
+    image: ImageSpec | None = None
 
     def concrete(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape with each named dimension replaced by its size in ``sizes``."""
         return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in self.shape)
 
     def to_json(self) -> dict[str, Any]:
-        """As in contract.json: a range only where one is declared."""
+        """As in contract.json: a range and an image only where one is declared."""
         known: dict[str, Any] = {"name": self.name, "dtype": self.dtype, "shape": list(self.shape), "pad": self.pad}
         number = float if self.dtype.startswith("float") else int
-        return known | {k: number(v) for k, v in (("low", self.low), ("high", self.high)) if v is not None}
+        known |= {k: number(v) for k, v in (("low", self.low), ("high", self.high)) if v is not None}
+        return known if self.image is None else {**known, "image": self.image.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> InputSpec:
         """From an entry of contract.json."""
-        shape = tuple(data["shape"])
-        return cls(data["name"], data["dtype"], shape, data.get("pad"), data.get("low"), data.get("high"))
+        shape, image = tuple(data["shape"]), data.get("image")
+        note = None if image is None else ImageSpec.from_json(image)
+        return cls(data["name"], data["dtype"], shape, data.get("pad"), data.get("low"), data.get("high"), note)
 
     def describe(self) -> str:
         """E.g. ``image float32[batch,1,8,8]``."""

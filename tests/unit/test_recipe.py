@@ -177,6 +177,19 @@ CASES = {
         ("pad = 0", "low = 2\nhigh = 1"),
         "model.inputs[0].low: got 2; allowed: a number of at most high",
     ),
+    "mean of another number of channels": (
+        ("pad = 0", "image = { mean = [0.5, 0.5, 0.5] }"),
+        "model.inputs[0].image.mean: got [0.5, 0.5, 0.5]; allowed: one number",
+    ),
+    "std of zero": (
+        ("pad = 0", "image = { std = [0.0] }"),
+        "model.inputs[0].image.std[0]: got 0.0; allowed: a",
+    ),
+    "unknown key of an image": (("pad = 0", "image = { scal = 1 }"), "did you mean 'scale'?"),
+    "image of booleans": (
+        ('dtype = "float32"', 'dtype = "bool"\nimage = { invert = true }'),
+        "model.inputs[0].image: got a table with invert; allowed: no image for",
+    ),
     "low alone": (("pad = 0", "low = 2"), "model.inputs[0].high: got nothing; allowed: low and high together"),
     "k without topk": (('kind = "top1"', 'kind = "top1"\nk = 3'), "metric.k: got 3; allowed: k only with kind 'topk'"),
     "topk without k": (('kind = "top1"', 'kind = "topk"'), "metric.k: got nothing; allowed: a whole number"),
