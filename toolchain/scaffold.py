@@ -221,7 +221,7 @@ def _inputs(arguments: Arguments | None) -> tuple[str, str, bool]:
             lines += [
                 'dtype = "float32"',
                 f'shape = ["batch", "{PLACEHOLDER}"] # the sizes after the batch, e.g. ["batch", 3, 224, 224]',
-                "# image = { scale = 0.0039215686, mean = [0.5], std = [0.25] } # what `toolchain run` makes of image files",
+                "# image = { scale = 0.00392157, mean = [0.5], std = [0.25] } # used by `toolchain run` on image files",
             ]
         tables.append("\n".join(lines) + "\n")
     dims = "# Rows along the batch are independent of each other: they may be padded and split.\n"
