@@ -115,7 +115,7 @@ def test_dump_ir_writes_the_module_after_every_phase_in_order(stages: Stages, di
     files = sorted((tmp_path / "ir").iterdir())
     assert [p.name.split("-", 1)[1].removesuffix(".py") for p in files] == [
         "import", "canonicalize", "fold", "simplify", "layout", "dispatch", "legalize", "annotate", "fuse",
-        "schedule", "dataflow", "plan", "lower", "codegen",
+        "functions", "schedule", "dataflow", "plan", "lower", "codegen",
     ]  # fmt: skip
     assert [int(p.name.split("-", 1)[0]) for p in files] == list(range(1, len(files) + 1))
     text = {p.name.split("-", 1)[1].removesuffix(".py"): p.read_text() for p in files}

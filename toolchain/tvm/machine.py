@@ -7,6 +7,7 @@ from typing import Any
 
 from toolchain.errors import ExitCode, ToolchainError
 from toolchain.tvm.library import load_tvm, one_line
+from toolchain.tvm.tiles import Room
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,11 @@ class Machine:
     def lanes(self, dtype: str) -> int:
         """Elements of ``dtype`` in one vector register."""
         return max(1, self.vector_bits // dtype_bits(dtype))
+
+    def room(self, depth: int, dtype: str) -> Room:
+        """What tiles of a reduction over ``depth`` elements of ``dtype`` have to fit in."""
+        panel = depth * self.lanes(dtype) * dtype_bits(dtype) // 8
+        return Room(self.registers, self.l1d_kib * 1024, panel)
 
     def tvm_target(self) -> Any:
         """The ``tvm.target.Target``.

@@ -1,9 +1,9 @@
 """The compile pipeline: one ordered list of phases in numbered groups, and the IR after each on request.
 
-Groups: import; canonicalize; fold; legalize; fuse; schedule; plan (memory); lower; codegen; link.  The first is
-:mod:`toolchain.tvm.importer`, the last :mod:`toolchain.tvm.link`; the others are :data:`PHASES` and
-:func:`compile_module`.  After each, ``--dump-ir`` gets ``<NN>-<phase>.py``: the module as TVMScript, large
-constants left out.
+Groups: import; canonicalize; fold; simplify; layout; legalize; fuse; schedule; plan (memory); lower; codegen;
+link.  The first is :mod:`toolchain.tvm.importer`, the last :mod:`toolchain.tvm.link`; the others are
+:data:`PHASES` and :func:`compile_module`.  After each, ``--dump-ir`` gets ``<NN>-<phase>.py``: the module as
+TVMScript, large constants left out.
 """
 
 from __future__ import annotations
@@ -69,8 +69,9 @@ def _simplify(_machine: Machine, _notes: Notes) -> list[Any]:
 
     from toolchain.tvm.graph.bounds import name_bounds
     from toolchain.tvm.graph.products import flatten_rows
+    from toolchain.tvm.graph.reshapes import sink_reshapes
 
-    return [name_bounds(), flatten_rows(), transform.CanonicalizeBindings()]
+    return [name_bounds(), flatten_rows(), sink_reshapes(), transform.CanonicalizeBindings()]
 
 
 def _layout(machine: Machine, _notes: Notes) -> list[Any]:
@@ -106,6 +107,12 @@ def _fuse(_machine: Machine, _notes: Notes) -> list[Any]:
     from tvm.relax import transform
 
     return [transform.FuseOps(), transform.FuseTIR(), transform.DeadCodeElimination()]
+
+
+def _vectorizable(machine: Machine, _notes: Notes) -> list[Any]:
+    from toolchain.tvm.transcendental import vector_functions
+
+    return [vector_functions()] if machine.kind == "cpu" else []
 
 
 def _schedule(machine: Machine, notes: Notes) -> list[Any]:
@@ -178,18 +185,19 @@ def _order_shape_stores() -> Any:
 PHASES: tuple[Phase, ...] = (
     Phase(2, "canonicalize", "one binding per value; normalizations as inference; no value twice", _canonicalize),
     Phase(3, "fold", "compute what depends on weights alone; drop what nothing reads", _fold),
-    Phase(2, "simplify", "bounds as operators; products of several axes flattened to rows", _simplify),
-    Phase(3, "layout", "CPU: images in blocks of channels; weights packed for their loop nests", _layout),
-    Phase(4, "dispatch", "sorting, scanning and sampling to implementations that the target has", _dispatch),
-    Phase(4, "legalize", "each operator to a loop nest; CPU: convolutions over packed weights", _legalize),
-    Phase(5, "annotate", "each loop nest's fusion pattern; compute what legalizing made constant", _annotate),
-    Phase(5, "fuse", "element-wise work into the loop nest that makes its input", _fuse),
-    Phase(6, "schedule", "CPU: generic rules by vector width; CUDA: dlight's rules", _schedule),
-    Phase(7, "dataflow", "calls write into given buffers", _dataflow),
-    Phase(7, "plan", "share buffers between values that don't live at once", _plan),
-    Phase(8, "lower", "shapes, allocation and calls to the virtual machine's built-ins", _lower),
+    Phase(4, "simplify", "bounds as operators; products on rows; reshapes behind element-wise work", _simplify),
+    Phase(5, "layout", "CPU: images in blocks of channels; weights packed for their loop nests", _layout),
+    Phase(6, "dispatch", "sorting, scanning and sampling to implementations that the target has", _dispatch),
+    Phase(6, "legalize", "each operator that is none yet to a loop nest", _legalize),
+    Phase(7, "annotate", "each loop nest's fusion pattern; compute what legalizing made constant", _annotate),
+    Phase(7, "fuse", "element-wise work into the loop nest that makes its input", _fuse),
+    Phase(7, "functions", "CPU: exponential and its like as polynomials, which vectorize", _vectorizable),
+    Phase(8, "schedule", "CPU: rules by what the target has; CUDA: dlight's rules", _schedule),
+    Phase(9, "dataflow", "calls write into given buffers", _dataflow),
+    Phase(9, "plan", "share buffers between values that don't live at once", _plan),
+    Phase(10, "lower", "shapes, allocation and calls to the virtual machine's built-ins", _lower),
 )  # fmt: skip
-"""Groups 2 to 8, in order; 1 is the import, 9 code generation, 10 linking."""
+"""Groups 2 to 10, in order; 1 is the import, 11 code generation, 12 linking."""
 
 
 def compile_module(module: Any, machine: Machine, notes: Notes, dump: Path | None = None) -> Any:

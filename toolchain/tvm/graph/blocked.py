@@ -107,12 +107,7 @@ class _Layouts:
         dtype = dtype_of(call.args[0])
         if layouts != ("NCHW", "OIHW", "NCHW") or weights is None or dtype not in ("float32", "float16"):
             return None
-        conv = Conv2d(
-            tuple(ints(attrs.strides)),
-            tuple(ints(attrs.padding)),
-            tuple(ints(attrs.dilation)),
-            int(attrs.groups),  # type: ignore[arg-type]
-        )
+        conv = _sizes(attrs)
         oc, per_group, kh, kw = weights.shape
         lanes = self._machine.lanes(dtype)
         if conv.groups == oc and per_group == 1:
@@ -129,7 +124,7 @@ class _Layouts:
             return None
         vectors = ceil_div(oc // conv.groups, lanes)
         out = conv.output(shape[2], shape[3], (kh, kw))
-        rows, tile = choose_conv_tile(conv, (kh, kw), out, vectors, self._machine.registers)
+        rows, tile = choose_conv_tile(conv, out, vectors, self._machine.room(per_group * kh * kw, dtype))
         packed = _constant(pack_weights(weights, lanes, block, tile.vectors))
         made = graph.builder.call_te(
             lambda x, w: conv2d(x, w, conv, ceil_div(oc, lanes), rows, tile),
@@ -145,7 +140,7 @@ class _Layouts:
         if shape is None:
             return None
         data = self._block(graph, call.args[0], lanes).value
-        _, width = conv.output(shape[2], shape[3], weights.shape[2:])  # type: ignore[arg-type]
+        _, width = conv.output(shape[2], shape[3], weights.shape[2:])
         most = max(1, min(14, self._machine.registers // 2 - 1))
         columns = ceil_div(width, ceil_div(width, most)) if isinstance(width, int) else 4
         made = graph.builder.call_te(
@@ -259,6 +254,13 @@ class _Layouts:
         made = Blocked(graph.emit(relax.op.permute_dims(graph.emit(split), [0, 1, 3, 4, 2])), c)
         self._blocked[value] = made
         return made
+
+
+def _sizes(attrs: Any) -> Conv2d:
+    stride_y, stride_x = ints(attrs.strides)
+    top, left, bottom, right = ints(attrs.padding)
+    dilation_y, dilation_x = ints(attrs.dilation)
+    return Conv2d((stride_y, stride_x), (top, left, bottom, right), (dilation_y, dilation_x), int(attrs.groups))
 
 
 def _constant(value: np.ndarray) -> Any:

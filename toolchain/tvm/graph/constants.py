@@ -34,8 +34,9 @@ class _Folder:
             return value
         value = graph.builder.normalize(value)
         shape = shape_of(value)
-        tensors = [constant_of(graph.definition(a)) for a in value.args if shape_of(a) is not None]
-        if not tensors or any(t is None for t in tensors) or shape is None:
+        operands = [constant_of(graph.definition(a)) for a in value.args if shape_of(a) is not None]
+        tensors = [tensor for tensor in operands if tensor is not None]
+        if not tensors or len(tensors) < len(operands) or shape is None:
             return value
         if not all(isinstance(size, int) for size in shape):
             return value

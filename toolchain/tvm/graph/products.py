@@ -58,7 +58,7 @@ class _Pack:
         lanes = self._machine.lanes(dtype)
         rows = shape[0] if isinstance(shape[0], int) else None
         vectors = ceil_div(weights.shape[1], lanes)
-        tile = choose_tile(rows, vectors, self._machine.registers)
+        tile = choose_tile(rows, vectors, self._machine.room(weights.shape[0], dtype))
         packed = relax.const(pack_matrix(weights, lanes, tile.vectors), dtype)
         return graph.builder.call_te(
             lambda x, w: dense(x, w, weights.shape[1], tile),

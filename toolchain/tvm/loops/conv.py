@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from toolchain.tvm.loops import COLUMNS, ROWS, RULE, VECTORS
-from toolchain.tvm.tiles import Tile, ceil_div, choose_rows, choose_tile
+from toolchain.tvm.tiles import Room, Tile, ceil_div, choose_rows, choose_tile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,10 +34,6 @@ class Conv2d:
             (height + top + bottom - spans[0]) // self.strides[0] + 1,
             (width + left + right - spans[1]) // self.strides[1] + 1,
         )
-
-    def is_product(self, kernel: tuple[int, int]) -> bool:
-        """Whether it is a matrix product over pixels."""
-        return kernel == (1, 1) and self.strides == (1, 1) and not any(self.padding) and self.groups == 1
 
 
 def pack_weights(weights: np.ndarray, lanes: int, block: int, vectors: int) -> np.ndarray:
@@ -62,17 +58,13 @@ def pack_depthwise(weights: np.ndarray, lanes: int) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(-1, lanes, kh, kw).transpose(0, 2, 3, 1))
 
 
-def choose_conv_tile(
-    conv: Conv2d, kernel: tuple[int, int], out: tuple[Any, Any], vectors: int, registers: int
-) -> tuple[int, Tile]:
+def choose_conv_tile(conv: Conv2d, out: tuple[Any, Any], vectors: int, room: Room) -> tuple[int, Tile]:
     """Image rows and tile; ``vectors`` is of one group."""
     height, width = (size if isinstance(size, int) else None for size in out)
     if height is None or width is None:
-        rows, tile = 1, choose_tile(None, vectors, registers)
-    elif conv.is_product(kernel):
-        rows, tile = 1, choose_tile(height * width, vectors, registers)
+        rows, tile = 1, choose_tile(None, vectors, room)
     else:
-        rows, tile = choose_rows(height, width, vectors, registers)
+        rows, tile = choose_rows(height, width, vectors, room)
     if conv.groups > 1:
         tile = Tile(tile.rows, max(v for v in range(1, tile.vectors + 1) if vectors % v == 0))
     return rows, tile
@@ -100,9 +92,7 @@ def conv2d(data: Any, weights: Any, conv: Conv2d, channels: int, rows: int, tile
     per_group = channels // conv.groups
     ic, ii = te.reduce_axis((0, blocks), "ic"), te.reduce_axis((0, block), "ii")
     ky, kx = te.reduce_axis((0, kh), "ky"), te.reduce_axis((0, kw), "kx")
-    flat = conv.is_product((kh, kw))
-    pixels = out_h * out_w if flat else out_w
-    covered = _static(pixels) and int(pixels) % tile.rows == 0
+    covered = _static(out_w) and int(out_w) % tile.rows == 0
 
     def read(b: Any, o: Any, y: Any, x: Any) -> Any:
         first = ic if conv.groups == 1 else o // per_group * blocks + ic
@@ -111,24 +101,20 @@ def conv2d(data: Any, weights: Any, conv: Conv2d, channels: int, rows: int, tile
 
     def product(b: Any, o: Any, y: Any, outer: Any, inner: Any, lane: Any) -> Any:
         x = outer * tile.rows + inner
-        if not covered and (flat or padded.same_as(data)):
-            x = te.min(x, pixels - 1)
-        value = read(b, o, x // out_w, x % out_w) if flat else read(b, o, y, x)
+        if not covered and padded.same_as(data):
+            x = te.min(x, out_w - 1)
         weight = weights[o // tile.vectors, ic, ky, kx, ii, o % tile.vectors, lane]
-        return te.sum(value * weight, axis=[ic, ky, kx, ii])
+        return te.sum(read(b, o, y, x) * weight, axis=[ic, ky, kx, ii])
 
-    marks = {RULE: "product" if flat else "conv", ROWS: rows, COLUMNS: tile.rows, VECTORS: tile.vectors}
+    marks = {RULE: "conv", ROWS: rows, COLUMNS: tile.rows, VECTORS: tile.vectors}
     tiles = ceil_div(channels, tile.vectors) * tile.vectors
-    shape = (n, tiles, 1 if flat else out_h, (pixels - 1) // tile.rows + 1, tile.rows, lanes)
+    shape = (n, tiles, out_h, (out_w - 1) // tile.rows + 1, tile.rows, lanes)
     acc = te.compute(shape, product, name="acc", attrs=marks)
-
-    def gather(b: Any, o: Any, y: Any, x: Any, lane: Any) -> Any:
-        if flat:
-            pixel = y * out_w + x
-            return acc[b, o, 0, pixel // tile.rows, pixel % tile.rows, lane]
-        return acc[b, o, y, x // tile.rows, x % tile.rows, lane]
-
-    return te.compute((n, channels, out_h, out_w, lanes), gather, name="gather")
+    return te.compute(
+        (n, channels, out_h, out_w, lanes),
+        lambda b, o, y, x, lane: acc[b, o, y, x // tile.rows, x % tile.rows, lane],
+        name="gather",
+    )
 
 
 def depthwise2d(data: Any, weights: Any, conv: Conv2d, columns: int) -> Any:

@@ -1,0 +1,78 @@
+"""The polynomials that stand for exp, erf, tanh and the logistic function, compiled and run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from toolchain.tvm import transcendental
+from toolchain.tvm.library import load_tvm
+
+LENGTH = 1 << 16
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, Any]:
+    tvm = load_tvm()
+    from tvm import te
+
+    def nest(name: str) -> Any:
+        x = te.placeholder((LENGTH,), name="x")
+        y = te.compute((LENGTH,), lambda i: getattr(te, name)(x[i]), name="y")
+        return te.create_prim_func([x, y]).with_attr("global_symbol", name)
+
+    module = tvm.IRModule({name: nest(name) for name in ("exp", "erf", "tanh", "sigmoid")})
+    module = transcendental.vector_functions()(module)
+    text = str(module.script())
+    assert not any(f"T.{name}(" in text for name in ("exp", "erf", "tanh", "sigmoid"))
+    library = tvm.compile(module, target="llvm")
+    return {name: library[name] for name in ("exp", "erf", "tanh", "sigmoid")}
+
+
+def run(function: Any, x: np.ndarray) -> np.ndarray:
+    tvm = load_tvm()
+    padded = np.zeros(LENGTH, np.float32)
+    padded[: x.size] = x
+    out = tvm.runtime.tensor(np.zeros(LENGTH, np.float32))
+    function(tvm.runtime.tensor(padded), out)
+    return np.asarray(out.numpy()[: x.size])
+
+
+def exact(function: Callable[[float], float], x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return np.array([function(float(v)) for v in x])
+
+
+def logistic(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
+
+
+CASES = [
+    ("exp", lambda x: math.exp(min(x, 700)), (-87.0, 88.0), 4),
+    ("erf", math.erf, (-6.0, 6.0), 8),
+    ("tanh", math.tanh, (-12.0, 12.0), 8),
+    ("sigmoid", logistic, (-80.0, 80.0), 4),
+]
+
+
+@pytest.mark.parametrize(("name", "function", "bounds", "ulps"), CASES, ids=[case[0] for case in CASES])
+def test_values_are_within_a_few_units_in_the_last_place(
+    compiled: dict[str, Any], name: str, function: Callable[[float], float], bounds: tuple[float, float], ulps: int
+) -> None:
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.uniform(*bounds, 30000), rng.standard_normal(30000) * 0.01]).astype(np.float32)
+    want = exact(function, x)
+    error = np.abs(run(compiled[name], x) - want) / np.spacing(np.abs(want).astype(np.float32))
+    assert error.max() <= ulps
+
+
+@pytest.mark.parametrize("name", ["exp", "erf", "tanh", "sigmoid"])
+def test_infinities_and_nan_come_out_as_the_function_has_them(compiled: dict[str, Any], name: str) -> None:
+    low, high, nan, zero = run(compiled[name], np.array([-np.inf, np.inf, np.nan, 0.0], np.float32))
+    limits = {"exp": (0, np.inf, 1), "erf": (-1, 1, 0), "tanh": (-1, 1, 0), "sigmoid": (0, 1, 0.5)}[name]
+    assert (low, high, zero) == limits
+    assert np.isnan(nan)
