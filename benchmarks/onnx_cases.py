@@ -156,7 +156,11 @@ def with_constant_operands(case: Case) -> Case | None:
         if index < len(node.input)
     }
     names = [value.name for value in case.model.graph.input]
-    fixed = [n for n, v in zip(names, case.inputs, strict=False) if n in structural and isinstance(v, np.ndarray)]
+    fixed = [
+        n
+        for n, v in zip(names, case.inputs, strict=False)
+        if n in structural and isinstance(v, (np.ndarray, np.generic))
+    ]
     if not fixed:
         return None
     values = dict(zip(names, case.inputs, strict=True))
@@ -165,7 +169,7 @@ def with_constant_operands(case: Case) -> Case | None:
     kept = [value for value in case.model.graph.input if value.name not in fixed]
     del model.graph.input[:]
     model.graph.input.extend(kept)
-    model.graph.initializer.extend(numpy_helper.from_array(values[name], name) for name in fixed)
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(values[name]), name) for name in fixed)
     return replace(case, model=model, inputs=tuple(values[value.name] for value in kept))
 
 

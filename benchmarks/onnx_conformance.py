@@ -143,9 +143,10 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Load, run, print."""
     arguments = _arguments()
-    from toolchain.tvm.library import load_tvm
+    from toolchain.tvm.importer import known_operators
 
-    load_tvm()
+    # Loads TVM and the converters once, for all children.
+    known_operators()
     machine = host_machine()
     cases = [
         case

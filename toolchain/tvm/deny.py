@@ -55,104 +55,21 @@ def _ops(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def _reads_later_outputs(view: NodeView) -> bool:
-    return any(name in view.outputs for name in view.node.output[1:] if name)
+def _is_uint64(view: NodeView) -> bool:
+    return bool(view.dtypes) and view.dtypes[0] == onnx.TensorProto.UINT64
 
-
-def _reduces_empty_axis(view: NodeView) -> bool:
-    return 0 in (view.shape(0) or ())
-
-
-def _is_noop_reduction(view: NodeView) -> bool:
-    axes = view.constant(1)
-    has_axes = len(view.node.input) > 1 and bool(view.node.input[1]) and (axes is None or axes.size > 0)
-    return bool(view.attrs.get("noop_with_empty_axes", 0)) and not has_axes
-
-
-def _is_integer_mean(view: NodeView) -> bool:
-    integers = {onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.UINT8, onnx.TensorProto.INT8}
-    return bool(view.dtypes) and view.dtypes[0] in integers
-
-
-def _resize_scales_are_inexact(view: NodeView) -> bool:
-    """TVM derives the scale again from the two sizes, so it must be exactly their ratio."""
-    scales, shape = view.constant(2), view.shape(0)
-    if scales is None or scales.size == 0:
-        return False
-    for axis, scale in enumerate(float(s) for s in scales):
-        size = shape[axis] if shape is not None and axis < len(shape) else None
-        if scale == 1.0:
-            continue
-        if size is None:
-            # With an unknown size only a whole factor always gives a whole size.
-            if not scale.is_integer():
-                return True
-        elif size * scale != int(size * scale):
-            return True
-    return False
-
-
-def _resize_touches_batch_or_channels(view: NodeView) -> bool:
-    scales, sizes, shape = view.constant(2), view.constant(3), view.shape(0)
-    if scales is not None and scales.size >= 2:
-        return any(float(s) != 1.0 for s in scales[:2])
-    if sizes is not None and sizes.size >= 2 and shape is not None:
-        return any(have is not None and int(want) != have for want, have in zip(sizes[:2], shape[:2], strict=False))
-    return False
-
-
-_REDUCTIONS = _ops(
-    "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceMean", "ReduceL1", "ReduceL2", "ReduceLogSum",
-    "ReduceLogSumExp", "ReduceSumSquare",
-)  # fmt: skip
 
 RULES: tuple[Rule, ...] = (
-    Rule(
-        _ops("IsInf"),
-        "TVM ignores detect_negative and detect_positive",
-        lambda v: v.attrs.get("detect_negative", 1) == 0 or v.attrs.get("detect_positive", 1) == 0,
-    ),
     Rule(  # 0.70
         _ops("RoiAlign"), "TVM computes mode 'max' wrong", lambda v: v.attrs.get("mode", "avg") == "max"
     ),
-    Rule(  # (1, 3, 15, 11) for (1, 3, 16, 12)
-        _ops("ConvTranspose"), "TVM ignores output_shape and gives another size", lambda v: "output_shape" in v.attrs
+    Rule(  # (0, 3) for (3, 3)
+        _ops("NonMaxSuppression"), "TVM selects no boxes", lambda _view: True
     ),
-    Rule(  # scalars
-        _ops("LayerNormalization"), "TVM gives constants for the outputs after the first", _reads_later_outputs
-    ),
-    Rule(  # uninitialised memory
-        _REDUCTIONS, "TVM reads uninitialised memory when the input is empty", _reduces_empty_axis
-    ),
-    Rule(  # 2.9 to 4.3, NaN for ReduceLogSum
-        _ops("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSumSquare"),
-        "TVM ignores noop_with_empty_axes",
-        _is_noop_reduction,
-    ),
-    Rule(_ops("ReduceMean"), "TVM returns int64 for an integer mean", _is_integer_mean),
-    Rule(  # (1, 2, 4, 3) for (1, 2, 4, 4)
-        _ops("MaxPool", "LpPool"),
-        "TVM gives another size for auto_pad SAME_LOWER",
-        lambda v: v.attrs.get("auto_pad", "NOTSET") == "SAME_LOWER",
-    ),
-    Rule(  # the default (DCR) is right; the CRD mode of newer opsets is ignored
-        _ops("SpaceToDepth"), "TVM ignores mode 'CRD'", lambda v: v.attrs.get("mode", "DCR") == "CRD"
-    ),
-    Rule(  # 0.49 to 4.3 with scales 2.3 and 1.7 in every mode
-        _ops("Resize", "Upsample"), "TVM derives other scales from the rounded sizes", _resize_scales_are_inexact
-    ),
-    Rule(  # 0.89
-        _ops("Resize"), "TVM ignores antialias", lambda v: v.attrs.get("antialias", 0) != 0
-    ),
-    Rule(  # (1, 2, 10, 9) for (1, 2, 5, 6)
-        _ops("Resize"),
-        "TVM ignores keep_aspect_ratio_policy",
-        lambda v: v.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch",
-    ),
-    Rule(  # (1, 2, 10, 12) for (1, 4, 10, 12)
-        _ops("Resize"), "TVM leaves batch and channels unscaled", _resize_touches_batch_or_channels
-    ),
-    Rule(  # the mask is float32 instead of bool
-        _ops("Dropout"), "TVM gives the mask another dtype", _reads_later_outputs
+    Rule(_ops("TopK"), "TVM's sorting does not take uint64", _is_uint64),
+    Rule(  # 8.0
+        _ops("BatchNormalization"),
+        "TVM uses the given statistics in training mode",
+        lambda v: v.attrs.get("training_mode", 0) != 0,
     ),
 )

@@ -53,7 +53,8 @@ def known_operators() -> frozenset[str]:
 
     from toolchain.tvm.operators import converters
 
-    return frozenset(_get_convert_map()) | frozenset(converters()) | {"If"}
+    # TVM looks at names alone: its Attention is com.microsoft's.
+    return (frozenset(_get_convert_map()) - {"Attention"}) | frozenset(converters())
 
 
 def named_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -103,7 +104,7 @@ def _check_quantized(nodes: list[onnx.NodeProto]) -> None:
 
 
 def _check_types(graph: onnx.GraphProto) -> None:
-    """Only tensors of numbers go in and out."""
+    """Only tensors of numbers go in and out, of at least 8 bits and no 8-bit floating-point formats."""
     import onnx
 
     for value in [*graph.input, *graph.output]:
@@ -112,6 +113,24 @@ def _check_types(graph: onnx.GraphProto) -> None:
             raise Refusal(f"{value.name!r} is a {kind.removesuffix('_type')}; TVM engines take and give tensors")
         if value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
             raise Refusal(f"{value.name!r} holds text; TVM engines take and give numbers")
+        _check_element_type(value.type.tensor_type.elem_type, repr(value.name))
+    for node in all_nodes(graph):
+        for attribute in node.attribute:
+            if attribute.name in ("to", "dtype", "output_dtype", "output_datatype"):
+                _check_element_type(attribute.i, f"operator {node.op_type} (node {node.name!r})")
+
+
+def _check_element_type(element_type: int, where: str) -> None:
+    import onnx
+
+    t = onnx.TensorProto
+    right = {
+        t.UNDEFINED, t.FLOAT, t.FLOAT16, t.DOUBLE, t.BFLOAT16, t.BOOL, t.INT8, t.INT16, t.INT32, t.INT64, t.UINT8,
+        t.UINT16, t.UINT32, t.UINT64,
+    }  # fmt: skip
+    if element_type not in right:
+        name = t.DataType.Name(element_type)
+        raise Refusal(f"{where}: TVM converts the element type {name} wrong or not at all on CPUs")
 
 
 def _views(model: onnx.ModelProto) -> Iterator[NodeView]:
@@ -133,7 +152,7 @@ def _views(model: onnx.ModelProto) -> Iterator[NodeView]:
     for tensor in graph.initializer:
         shapes[tensor.name], dtypes[tensor.name] = tuple(tensor.dims), tensor.data_type
     for node in graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
     read = frozenset({n for node in all_nodes(graph) for n in node.input} | {o.name for o in graph.output})
     for node in all_nodes(graph):

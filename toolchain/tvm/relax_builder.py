@@ -78,16 +78,17 @@ def build_relax(model: onnx.ModelProto) -> Any:
             return _unpacked(self.bb, result)
 
         def _call(self, node: onnx.NodeProto, converter: Converter | None, inputs: Any, attrs: dict[str, Any]) -> Any:
-            def default() -> Any:
+            def convert(attributes: Mapping[str, Any]) -> Any:
+                """As TVM does."""
                 if node.op_type == "If":
-                    return self._convert_if(inputs[0], attrs)
+                    return self._convert_if(inputs[0], attributes)
                 function = theirs[node.op_type].get_converter(self.opset)
-                return function(self.bb, inputs, attrs, [self._nodes, self._params])
+                return function(self.bb, inputs, dict(attributes), [self._nodes, self._params])
 
             if converter is None:
-                result = default()
+                result = convert(attrs)
             else:
-                op = OpNode(self.bb, node.op_type, inputs, attrs, self.opset, len(node.output), default, self._inline)
+                op = OpNode(self.bb, node.op_type, inputs, attrs, self.opset, len(node.output), convert, self._inline)
                 result = converter(op)
             return self.bb.normalize(result)
 
@@ -98,8 +99,7 @@ def build_relax(model: onnx.ModelProto) -> Any:
                 relax.SeqExpr(blocks=[], body=self._convert_subgraph(self.bb, attrs[f"{name}_branch"]))
                 for name in ("then", "else")
             ]
-            result = self.bb.emit(relax.If(condition, *branches))
-            return result
+            return self.bb.emit(relax.If(condition, *branches))
 
         def _inline(self, graph: onnx.GraphProto, inputs: Sequence[Any]) -> list[Any]:
             """The outputs of a graph inside the model, its nodes converted here and now."""
@@ -115,7 +115,9 @@ def build_relax(model: onnx.ModelProto) -> Any:
 
     opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     importer = _Importer(_empty_shapes(model.graph), "float32", keep_params_in_input=False)
-    return importer.from_onnx(model.graph, opset)
+    module = importer.from_onnx(model.graph, opset)
+    _check_constants(module["main"])
+    return module
 
 
 def relax_constant(tensor: Any) -> Any:
@@ -123,6 +125,21 @@ def relax_constant(tensor: Any) -> Any:
     from tvm import relax
 
     return relax.const(tensor)
+
+
+def _check_constants(function: Any) -> None:
+    """A constant without elements can be compiled, but not be loaded again."""
+    from tvm import ir, relax
+
+    empty: list[Any] = []
+
+    def visit(expr: Any) -> None:
+        if isinstance(expr, ir.GenericConst) and 0 in expr.value.shape:
+            empty.append(expr)
+
+    relax.analysis.post_order_visit(function, visit)
+    if empty:
+        raise Refusal("a constant without elements can't be stored in a TVM library")
 
 
 def _onnx_inputs(values: Sequence[Any]) -> Any:

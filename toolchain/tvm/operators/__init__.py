@@ -11,7 +11,18 @@ from collections.abc import Mapping
 
 from toolchain.tvm.operators.node import Converter, OpNode, Unsupported
 
-MODULES = ("control", "recurrent")
+MODULES = (
+    "control",
+    "elementwise",
+    "integer",
+    "normalization",
+    "product",
+    "recurrent",
+    "reduction",
+    "resize",
+    "shaping",
+    "window",
+)
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from toolchain.tvm.operators.node import Converter, OpNode, Unsupported, constant_value
+from toolchain.tvm.operators.node import Converter, OpNode, Unsupported, constant, constant_value
 
 MAX_TRIPS = 1024
 """Most rounds that are unrolled: the code and the time to compile it grow with each."""
@@ -35,7 +35,7 @@ def _loop(node: OpNode) -> Any:
     while going and done < limit:
         if done == MAX_TRIPS:
             raise Unsupported(f"more than {MAX_TRIPS} rounds")
-        results = node.inline(body, [relax.const(np.int64(done)), relax.const(np.bool_(True)), *states])
+        results = node.inline(body, [constant(np.int64(done)), constant(np.bool_(True)), *states])
         again = constant_value(results[0])
         if again is None:
             raise Unsupported("whether the loop goes on is only known at run time")

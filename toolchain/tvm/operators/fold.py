@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from toolchain.tvm.operators.node import Unsupported, constant_value, static_shape
+from toolchain.tvm.operators.node import Unsupported, constant, constant_value, static_shape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,16 +43,15 @@ def _fold_shape(node: onnx.NodeProto, value: Any) -> list[Any] | None:
     import math
 
     import numpy as np
-    from tvm import relax
 
     try:
         shape = static_shape(value, "")
     except Unsupported:
         return None
     if node.op_type == "Size":
-        return [relax.const(np.int64(math.prod(shape)))]
+        return [constant(np.int64(math.prod(shape)))]
     attrs = {a.name: a.i for a in node.attribute}
-    return [relax.const(np.array(shape[attrs.get("start", 0) : attrs.get("end", len(shape))], np.int64))]
+    return [constant(np.array(shape[attrs.get("start", 0) : attrs.get("end", len(shape))], np.int64))]
 
 
 def _evaluate(node: onnx.NodeProto, values: Sequence[np.ndarray | None], opset: int) -> list[Any] | None:
@@ -60,7 +59,6 @@ def _evaluate(node: onnx.NodeProto, values: Sequence[np.ndarray | None], opset: 
 
     import numpy as np
     from onnx.reference import ReferenceEvaluator
-    from tvm import relax
 
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -70,7 +68,7 @@ def _evaluate(node: onnx.NodeProto, values: Sequence[np.ndarray | None], opset: 
         arrays = [np.asarray(result) for result in results]
         if any(a.size > MAX_ELEMENTS * 8 or a.dtype == object for a in arrays):
             return None
-        return [relax.const(array) for array in arrays]
+        return [constant(array) for array in arrays]
     except Exception:
         # Not implemented there, or not of a type that Relax has: left to the converters.
         return None

@@ -25,7 +25,7 @@ class OpNode:
         attrs: attribute name -> value as TVM's importer parses it (strings are bytes, lists are tuples).
         opset: version of the default operator set.
         outputs: number of outputs of the node, unused ones included.
-        default: converts the node as TVM does.
+        again: converts the node as TVM does, with other attributes.
         inline: converts a graph attribute in place, given its inputs; gives its outputs.
     """
 
@@ -35,8 +35,12 @@ class OpNode:
     attrs: Mapping[str, Any]
     opset: int
     outputs: int
-    default: Callable[[], Any]
+    again: Callable[[Mapping[str, Any]], Any]
     inline: Callable[[Any, Sequence[Any]], list[Any]]
+
+    def default(self) -> Any:
+        """Converts the node as TVM does."""
+        return self.again(self.attrs)
 
     def has(self, index: int) -> bool:
         """Whether input ``index`` is given."""
@@ -112,6 +116,15 @@ class OpNode:
 
 Converter = Callable[[OpNode], Any]
 """Gives the node's output, or a ``relax.Tuple`` of them."""
+
+
+def constant(array: Any) -> Any:
+    """A Relax constant of a numpy array's own element type (``relax.const`` alone narrows 64 bits to 32)."""
+    import numpy as np
+    import tvm
+    from tvm import relax
+
+    return relax.const(tvm.runtime.tensor(np.ascontiguousarray(array).reshape(np.shape(array))))
 
 
 def dtype_of(expr: Any) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from toolchain.tvm.operators.node import Converter, OpNode, Unsupported
+from toolchain.tvm.operators.node import Converter, OpNode, Unsupported, constant
 
 MAX_STEPS = 1024
 """Most steps that are unrolled: the code and the time to compile it grow with each."""
@@ -127,7 +127,7 @@ def _row(node: OpNode, index: int, number: int) -> Any:
 
     value = node.constant(index, f"input {index} of {node.operator}") if _is_constant(node, index) else None
     if value is not None:
-        return relax.const(value[number].copy())
+        return constant(value[number])
     row = node.emit(relax.op.strided_slice(node.input(index), [0], [number], [number + 1]))
     return node.emit(relax.op.squeeze(row, [0]))
 
