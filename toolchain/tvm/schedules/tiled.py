@@ -23,17 +23,17 @@ from toolchain.tvm.schedules.common import (
 )
 
 
-def anchor_of(schedule: Any, *rules: str) -> tuple[Any, str]:
-    """The only block marked with one of ``rules``, and which.
+def anchor_of(schedule: Any, rule: str) -> Any:
+    """The only block marked with ``rule``.
 
     Raises:
         DoesNotFitError: there is none, or several.
     """
-    found = [(block, mark_of(schedule, block, RULE)) for block in blocks_of(schedule)]
-    marked = [(block, str(rule)) for block, rule in found if rule is not None and str(rule) in rules]
-    if len(marked) != 1:
+    marks = [(block, mark_of(schedule, block, RULE)) for block in blocks_of(schedule)]
+    found = [block for block, mark in marks if mark is not None and str(mark) == rule]
+    if len(found) != 1:
         raise DoesNotFitError
-    return marked[0]
+    return found[0]
 
 
 def _marks(schedule: Any, block: Any) -> tuple[int, int, int]:
@@ -41,16 +41,16 @@ def _marks(schedule: Any, block: Any) -> tuple[int, int, int]:
     return rows, columns, vectors
 
 
-def _unroll_tile(schedule: Any, *nests: list[Any]) -> None:
-    for loops in nests:
-        schedule.vectorize(loops[-1])
-        for loop in loops[:-1]:
-            schedule.unroll(loop)
+def unroll_tile(schedule: Any, loops: list[Any]) -> None:
+    """The last loop becomes a vector, the others are unrolled."""
+    schedule.vectorize(loops[-1])
+    for loop in loops[:-1]:
+        schedule.unroll(loop)
 
 
 def convolution(schedule: Any, machine: Machine) -> None:
-    """Rules ``conv`` and ``product``: loops (ic, ky, kx, ii) around (rows, columns, vectors, lanes)."""
-    anchor, rule = anchor_of(schedule, "conv", "product")
+    """Rule ``conv``: loops (ic, ky, kx, ii) around (rows, columns, vectors, lanes)."""
+    anchor = anchor_of(schedule, "conv")
     rows, columns, vectors = _marks(schedule, anchor)
     final = split_epilogue(schedule, anchor)
     loops = schedule.get_loops(final)
@@ -58,28 +58,25 @@ def convolution(schedule: Any, machine: Machine) -> None:
         raise DoesNotFitError
     b, o, y, x, lane = loops
     o_outer, o_inner = schedule.split(o, [None, vectors])
-    if rule == "product":
-        x_outer, x_inner = schedule.split(schedule.fuse(y, x), [None, columns])
-        outer, inner = [b, o_outer, x_outer], [x_inner, o_inner, lane]
-    else:
-        y_outer, y_inner = schedule.split(y, [None, rows])
-        x_outer, x_inner = schedule.split(x, [None, columns])
-        outer, inner = [b, o_outer, y_outer, x_outer], [y_inner, x_inner, o_inner, lane]
+    y_outer, y_inner = schedule.split(y, [None, rows])
+    x_outer, x_inner = schedule.split(x, [None, columns])
+    outer, inner = [b, o_outer, y_outer, x_outer], [y_inner, x_inner, o_inner, lane]
     schedule.reorder(*outer, *inner)
     schedule.compute_at(anchor, outer[-1], preserve_unit_loops=True)
     tile = schedule.get_loops(anchor)[len(outer) :]
     _, o_c, y_c, _, x_c, lane_c, *reduces = tile
     schedule.reorder(*reduces, y_c, x_c, o_c, lane_c)
-    _unroll_tile(schedule, [y_c, x_c, o_c, lane_c], inner)
+    unroll_tile(schedule, [y_c, x_c, o_c, lane_c])
+    unroll_tile(schedule, inner)
     _pads(schedule, machine)
     # Before the split into initialization and update: afterwards two blocks write the same buffer.
-    parallel(schedule, outer if rule == "product" else outer[:-1], 0)
+    parallel(schedule, outer[:-1], 0)
     schedule.decompose_reduction(anchor, reduces[0])
 
 
 def depthwise(schedule: Any, machine: Machine) -> None:
     """Rule ``depthwise``: the filter unrolled over a row of columns, so that neighbours share loads."""
-    anchor, _ = anchor_of(schedule, "depthwise")
+    anchor = anchor_of(schedule, "depthwise")
     _, columns, _ = _marks(schedule, anchor)
     final = split_epilogue(schedule, anchor)
     loops = schedule.get_loops(final)
@@ -92,7 +89,8 @@ def depthwise(schedule: Any, machine: Machine) -> None:
     schedule.reorder(ky, kx, x_c, lane_c)
     schedule.unroll(ky)
     schedule.unroll(kx)
-    _unroll_tile(schedule, [x_c, lane_c], [x_inner, lane])
+    unroll_tile(schedule, [x_c, lane_c])
+    unroll_tile(schedule, [x_inner, lane])
     pads = [block for block in blocks_of(schedule) if name_of(schedule, block).startswith("pad")]
     for pad in pads:
         schedule.compute_at(pad, c, preserve_unit_loops=True)
@@ -103,7 +101,7 @@ def depthwise(schedule: Any, machine: Machine) -> None:
 
 def dense(schedule: Any, machine: Machine) -> None:
     """Rule ``dense``: columns outside, so that a tile's weights stay in cache for all rows."""
-    anchor, _ = anchor_of(schedule, "dense")
+    anchor = anchor_of(schedule, "dense")
     _, rows, vectors = _marks(schedule, anchor)
     final = split_epilogue(schedule, anchor)
     loops = schedule.get_loops(final)
@@ -118,7 +116,8 @@ def dense(schedule: Any, machine: Machine) -> None:
     schedule.compute_at(anchor, m_outer, preserve_unit_loops=True)
     o_c, _, m_c, lane_c, k = schedule.get_loops(anchor)[2:]
     schedule.reorder(k, m_c, o_c, lane_c)
-    _unroll_tile(schedule, [m_c, o_c, lane_c], [m_inner, n_inner, lane])
+    unroll_tile(schedule, [m_c, o_c, lane_c])
+    unroll_tile(schedule, [m_inner, n_inner, lane])
     parallel(schedule, [n_outer, m_outer], work)
     schedule.decompose_reduction(anchor, k)
 
