@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolchain.tvm.graph.rewrite import Graph, graph_pass
 from toolchain.tvm.graph.values import constant_of, dtype_of, ints, operator_of, shape_of
-from toolchain.tvm.loops import OUT_FUSIBLE
+from toolchain.tvm.loops import OPAQUE, OUT_FUSIBLE, winograd
 from toolchain.tvm.loops.conv import (
     Conv2d,
     choose_conv_tile,
@@ -23,7 +23,7 @@ from toolchain.tvm.loops.conv import (
     pack_weights,
 )
 from toolchain.tvm.machine import Machine
-from toolchain.tvm.tiles import ceil_div
+from toolchain.tvm.tiles import ceil_div, choose_tile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,6 +124,8 @@ class _Layouts:
             return None
         vectors = ceil_div(oc // conv.groups, lanes)
         out = conv.output(shape[2], shape[3], (kh, kw))
+        if block == lanes and dtype == "float32" and winograd.pays(conv, weights.shape, out, self._machine):
+            return self._winograd(graph, data, weights, conv, out)
         rows, tile = choose_conv_tile(conv, out, vectors, self._machine.room(per_group * kh * kw, dtype))
         packed = _constant(pack_weights(weights, lanes, block, tile.vectors))
         made = graph.builder.call_te(
@@ -134,6 +136,39 @@ class _Layouts:
             primfunc_attrs={"op_pattern": OUT_FUSIBLE},
         )
         return Blocked(graph.emit(made), oc)
+
+    def _winograd(self, graph: Graph, data: Any, weights: np.ndarray, conv: Conv2d, out: tuple[int, int]) -> Blocked:
+        n, channels, lanes = shape_of(data)[0], weights.shape[0], self._machine.lanes("float32")  # type: ignore[index]
+        tiles = ceil_div(out[0], winograd.OUT) * ceil_div(out[1], winograd.OUT)
+        vectors = ceil_div(channels, lanes)
+        rows = n * tiles if isinstance(n, int) else None
+        tile = choose_tile(rows, vectors, self._machine.room(weights.shape[1], "float32"))
+        filters = _constant(winograd.pack_filters(weights, lanes, tile.vectors))
+        call, opaque = graph.builder.call_te, {"op_pattern": OPAQUE}
+        before = graph.emit(
+            call(
+                lambda x: winograd.transform_input(x, conv, out),
+                data,
+                primfunc_name_hint="winograd_input",
+                primfunc_attrs=opaque,
+            )
+        )
+        products = graph.emit(
+            call(
+                lambda x, w: winograd.products(x, w, vectors, tile),
+                before,
+                filters,
+                primfunc_name_hint="winograd_product",
+                primfunc_attrs=opaque,
+            )
+        )
+        after = call(
+            lambda x: winograd.transform_output(x, n, out),
+            products,
+            primfunc_name_hint="winograd_output",
+            primfunc_attrs={"op_pattern": OUT_FUSIBLE},
+        )
+        return Blocked(graph.emit(after), channels)
 
     def _depthwise(self, graph: Graph, call: Any, conv: Conv2d, weights: np.ndarray, lanes: int) -> Blocked | None:
         shape = shape_of(call.args[0])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolchain.tvm.library import load_tvm
 from toolchain.tvm.machine import Machine
-from toolchain.tvm.schedules import generic, matmul, tiled
+from toolchain.tvm.schedules import generic, matmul, tiled, winograd
 from toolchain.tvm.schedules.common import DoesNotFitError
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ RULES: tuple[tuple[str, Callable[[Any, Machine], None]], ...] = (
     ("convolution", tiled.convolution),
     ("depthwise", tiled.depthwise),
     ("dense", tiled.dense),
+    ("winograd input", winograd.transform_input),
+    ("winograd product", winograd.product),
+    ("winograd output", winograd.transform_output),
     ("matmul", matmul.matmul),
     ("generic", generic.generic),
 )
