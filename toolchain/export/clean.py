@@ -66,12 +66,16 @@ def strip(model: ir.Model) -> None:
     model.graph.opset_imports.update(imports)
 
 
-def save(model: ir.Model, path: Path, external_limit: int = EXTERNAL_LIMIT) -> None:
-    """Write ``path``, with weights in ``<path>.data`` beside it when they exceed ``external_limit`` bytes."""
+def save(model: ir.Model, path: Path, external_limit: int | None = None) -> None:
+    """Write ``path``, with weights in ``<path>.data`` beside it when they exceed ``external_limit`` bytes.
+
+    The limit is :data:`EXTERNAL_LIMIT` where none is given.
+    """
     import onnx_ir as ir
 
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    ir.save(model, path, external_data=path.name + ".data" if weights > external_limit else None)
+    limit = EXTERNAL_LIMIT if external_limit is None else external_limit
+    ir.save(model, path, external_data=path.name + ".data" if weights > limit else None)
 
 
 def _choose_outputs(model: ir.Model, indices: Sequence[int]) -> None:
