@@ -61,7 +61,7 @@ def open_contender(name: str, task: Task) -> Opened:
     Raises:
         Unavailable: it is not installed, or has nothing for this model.
     """
-    openers = {
+    openers: dict[str, Callable[[Task], Opened]] = {
         "ours": _ours,
         "onnxruntime": _onnxruntime,
         "openvino": _openvino,
@@ -76,7 +76,7 @@ def _ours(task: Task) -> Opened:
 
     if not task.library.is_file():
         raise Unavailable("not built")
-    tvm = load_tvm()
+    tvm: Any = load_tvm()
     machine = tvm.runtime.vm.VirtualMachine(tvm.runtime.load_module(str(task.library)), tvm.cpu())
     main, tensors = machine["main"], [tvm.runtime.tensor(array) for array in task.inputs.values()]
 

@@ -65,7 +65,7 @@ def main(u: T.Buffer(({bytes},), "uint8"), s: T.Buffer(({bytes},), "int8"), y: T
 """
 
 
-def peak(source: str, profile: Any, inputs: list[Any], total: np.generic) -> float:
+def peak(source: str, profile: Any, inputs: list[Any], total: Any) -> float:
     """Vector instructions per second of the loop in ``source``; the best of many short runs.
 
     Args:
@@ -77,12 +77,12 @@ def peak(source: str, profile: Any, inputs: list[Any], total: np.generic) -> flo
     from toolchain.tvm.library import load_tvm
 
     tvm = load_tvm()
-    import tvm.script  # type: ignore[no-redef]
+    from tvm.script import from_source
 
     lanes = profile.cpu.vector_bits // 32
     size = lanes * ACCUMULATORS
     text = source.format(lanes=lanes, bytes=4 * lanes, size=size, count=ACCUMULATORS, steps=STEPS)
-    module = tvm.IRModule({"main": tvm.script.from_source(text)})
+    module = tvm.IRModule({"main": from_source(text)})
     built = tvm.compile(module, target=tvm.target.Target(profile.tvm_target()))
     tensors = [tvm.runtime.tensor(array) for array in [*inputs, np.zeros(size, total.dtype)]]
     best = float("inf")

@@ -92,22 +92,10 @@ class SpeedTable:
 
 def costs_head(precision: str) -> str:
     """Title and columns of the table of costs."""
-    columns = (
-        "import",
-        "passes",
-        "codegen",
-        "link",
-        "build s",
-        "nodes",
-        "ms/node",
-        "code KB",
-        "weights MB",
-        ".so MB",
-        "ours MB",
-        "ort MB",
-    )
+    columns = ("import", "passes", "codegen", "link", "build s", "nodes", "ms/node")
+    sizes = ("code KB", "weights MB", ".so MB", "ours MB", "ort MB")
     title = f"{precision}: build of ours in CPU seconds, size, and peak memory of a process that runs the model"
-    return f"{title}\n{'model':18}" + "".join(f"{name:>11}" for name in columns)
+    return f"{title}\n{'model':18}" + "".join(f"{name:>11}" for name in (*columns, *sizes))
 
 
 def costs_line(line: dict[str, Any]) -> str:

@@ -9,6 +9,9 @@ Blocks rather than single runs, since an engine in use finds its weights where i
 rather than one contender after the other, since the machine's speed drifts.  A round's figure is the median of
 the block, a contender's figure the median over the rounds, and a ratio the median of the rounds' own ratios.
 
+Runs of far under a millisecond are repeated within one reading of the clock, which itself takes about one
+microsecond.
+
 Clock: CPU time of the process with one thread (wall time there would count what other processes take), wall
 time with several.  Both are in the JSON.
 """
@@ -16,6 +19,7 @@ time with several.  Both are in the JSON.
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import statistics
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 BLOCK = 5
 PAUSE_S = 0.01
 WARM_UP = 3
+SHORTEST_S = 0.5e-3
 
 
 def load(request: dict[str, Any]) -> Task:
@@ -70,6 +75,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
 def _rounds(opened: dict[str, Opened], count: int, seconds: float) -> dict[str, dict[str, list[float]]]:
     """Median milliseconds of each block, by clock and contender."""
     times: dict[str, dict[str, list[float]]] = {c: {name: [] for name in opened} for c in ("wall", "cpu")}
+    repeats = {name: _repeats(contender) for name, contender in opened.items()}
     end = time.perf_counter() + seconds
     for number in range(count):
         if number >= 3 and time.perf_counter() > end:
@@ -80,12 +86,20 @@ def _rounds(opened: dict[str, Opened], count: int, seconds: float) -> dict[str, 
             wall, cpu = [], []
             for _ in range(BLOCK):
                 start, start_cpu = time.perf_counter(), time.process_time()
-                contender.run()
-                cpu.append(time.process_time() - start_cpu)
-                wall.append(time.perf_counter() - start)
+                for _ in range(repeats[name]):
+                    contender.run()
+                cpu.append((time.process_time() - start_cpu) / repeats[name])
+                wall.append((time.perf_counter() - start) / repeats[name])
             times["wall"][name].append(statistics.median(wall) * 1e3)
             times["cpu"][name].append(statistics.median(cpu) * 1e3)
     return times
+
+
+def _repeats(contender: Opened) -> int:
+    """How many runs to time together."""
+    start = time.perf_counter()
+    contender.run()
+    return max(1, math.ceil(SHORTEST_S / (time.perf_counter() - start)))
 
 
 def _error(results: dict[str, list[np.ndarray]], name: str) -> float | None:
