@@ -17,7 +17,7 @@ _TAKES_SHAPES = frozenset({
     "Reshape", "Resize", "ConstantOfShape", "Gather", "Slice", "Shape", "Expand", "Concat", "Equal", "Where", "Cast",
     "CastLike", "Squeeze",
 })  # fmt: skip
-"""Operators whose TVM converters handle Relax shapes; others get a tensor."""
+"""Operators whose converters handle Relax shapes; others get a tensor."""
 
 _ONE_TUPLE = frozenset({
     "Optional", "OptionalGetElement", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert",
@@ -66,7 +66,7 @@ def build_relax(model: onnx.ModelProto) -> Any:
             attrs = self._parse_attr(node.attribute)
             attrs["tvm_custom"] = {"name": node.name, "num_outputs": len(node.output)}
             converter = own.get(qualified(node))
-            takes_shapes = converter is None and node.op_type in _TAKES_SHAPES
+            takes_shapes = node.op_type in _TAKES_SHAPES
             given = [self._nodes[name] if name else None for name in node.input]
             folded = fold(node, given, self.opset)
             if folded is not None:

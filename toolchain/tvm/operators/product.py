@@ -1,4 +1,4 @@
-"""Matrix products of 16-bit floats, summed in float32 as ONNX Runtime does."""
+"""Matrix products and softmax of 16-bit floats, summed in float32 as ONNX Runtime does; operands stay narrow."""
 
 from __future__ import annotations
 
@@ -14,8 +14,17 @@ def _matmul(node: OpNode) -> Any:
 
     if node.dtype(0) not in _NARROW:
         return node.default()
-    wide = [node.emit(relax.op.astype(node.input(i), "float32")) for i in range(2)]
-    return relax.op.astype(node.emit(relax.op.matmul(*wide)), node.dtype(0))
+    product = relax.op.matmul(node.input(0), node.input(1), out_dtype="float32")
+    return relax.op.astype(node.emit(product), node.dtype(0))
 
 
-CONVERTERS: dict[str, Converter] = {"MatMul": _matmul}
+def _softmax(node: OpNode) -> Any:
+    from tvm import relax
+
+    if node.dtype(0) not in _NARROW or node.opset < 13:
+        return node.default()
+    wide = node.emit(relax.op.astype(node.input(0), "float32"))
+    return relax.op.astype(node.emit(relax.op.nn.softmax(wide, node.integer("axis", -1))), node.dtype(0))
+
+
+CONVERTERS: dict[str, Converter] = {"MatMul": _matmul, "Softmax": _softmax}

@@ -44,7 +44,7 @@ def _of_values(node: OpNode, name: str, x: Any, axes: list[int], keep: bool) -> 
         function = op.max if name == "Max" else op.min
         if dtype == "bool":
             return op.astype(function(op.astype(x, "int8"), axes, keep), "bool")
-        return function(x, axes, keep)
+        return _extremum(node, axes, keep) if is_float(dtype) else function(x, axes, keep)
     if name == "Prod":
         return op.prod(x, axes, keep)
     if name == "Mean":
@@ -70,6 +70,32 @@ def _of_values(node: OpNode, name: str, x: Any, axes: list[int], keep: bool) -> 
         inner = before(op.astype(x, "float32"))
         return op.astype(_after(node, name, op.sum(inner, axes, keep), "float32"), dtype)
     return _after(node, name, op.sum(inner, axes, keep), dtype)
+
+
+def _extremum(node: OpNode, axes: list[int], keep: bool) -> Any:
+    """The largest or smallest of floats, from an infinity on: TVM's starts from a finite number instead."""
+    from tvm import te, tirx
+
+    largest = node.operator == "ReduceMax"
+    first = -math.inf if largest else math.inf
+    reducer = te.comm_reducer(
+        (lambda a, b: tirx.max(a, b)) if largest else (lambda a, b: tirx.min(a, b)),
+        lambda dtype: tirx.const(first, dtype),
+        name="max" if largest else "min",
+    )
+
+    def compute(x: Any) -> Any:
+        taps = {a: te.reduce_axis((0, x.shape[a]), f"k{a}") for a in axes}
+        rank = len(x.shape)
+        kept = [a for a in range(rank) if keep or a not in taps]
+
+        def at(*i: Any) -> Any:
+            place = dict(zip(kept, i, strict=True))
+            return reducer(x(*(taps.get(a, place.get(a)) for a in range(rank))), axis=list(taps.values()))
+
+        return te.compute([1 if a in taps else x.shape[a] for a in kept], at, name=node.operator.lower())
+
+    return node.emit_te(compute, node.input(0), name=node.operator.lower())
 
 
 def _after(node: OpNode, name: str, total: Any, dtype: str) -> Any:

@@ -48,14 +48,15 @@ def _expand(node: OpNode) -> Any:
     from toolchain.tvm.operators.node import constant_value
 
     target = constant_value(node.input(1))
+    if target is None and not isinstance(node.input(1), relax.ShapeExpr):
+        raise Unsupported("the shape must be constant")
     try:
         shape = node.shape(0)
     except Unsupported:
-        shape = None
-    if target is None or shape is None:
         return node.default()
-    result = np.broadcast_shapes(shape, tuple(int(v) for v in target))
-    return relax.op.broadcast_to(node.input(0), result)
+    if target is None:
+        return node.default()
+    return relax.op.broadcast_to(node.input(0), np.broadcast_shapes(shape, tuple(int(v) for v in target)))
 
 
 def _col2im(node: OpNode) -> Any:
