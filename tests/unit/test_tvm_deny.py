@@ -36,20 +36,13 @@ def resize(scales: list[float], **options: Any) -> onnx.ModelProto:
 
 
 WRONG = {
-    "IsInf of one sign": graph("IsInf", detect_negative=0),
-    "an empty reduction": graph("ReduceSum", shape=(2, 0, 4), constants=(np.array([1]),)),
-    "a reduction over no axes": graph("ReduceL1", noop_with_empty_axes=1),
-    "an integer mean": graph("ReduceMean", dtype=INT64),
-    "pooling SAME_LOWER": graph("MaxPool", kernel_shape=[3, 2], auto_pad="SAME_LOWER"),
-    "a fractional scale": resize([1, 1, 2.3, 1.7]),
-    "a scale of an unknown size": resize([1, 1, 0.5, 0.5], shape=(1, 2, "h", "w")),
-    "scaled channels": resize([1, 2, 2, 2]),
-    "antialias": resize([1, 1, 0.5, 0.5], antialias=1),
-    "ConvTranspose with output_shape": graph(
-        "ConvTranspose", constants=(np.ones((2, 3, 3, 3), np.float32),), output_shape=[16, 16]
+    "the largest of a region": graph(
+        "RoiAlign", constants=(np.zeros((1, 4), np.float32), np.zeros(1, np.int64)), mode="max"
     ),
-    "the mean of a normalization": graph(
-        "LayerNormalization", constants=(np.ones(8, np.float32),), outputs=("y", "mean"), extra=("y", "mean")
+    "sorted uint64": graph("TopK", dtype=TensorProto.UINT64, constants=(np.array([1]),), outputs=("y", "i")),
+    "selected boxes": graph("NonMaxSuppression", shape=(1, 6, 4), constants=(np.zeros((1, 1, 6), np.float32),)),
+    "statistics in training": graph(
+        "BatchNormalization", constants=[np.ones(2, np.float32)] * 4, outputs=("y", "m", "v"), training_mode=1
     ),
 }
 
@@ -89,9 +82,23 @@ def test_a_standard_name_in_another_domain_is_not_taken_for_the_standard_operato
         check_operators(graph("Gelu", domain="com.microsoft"))
 
 
-@pytest.mark.parametrize(
-    ("operator", "domain"), [("ConvInteger", ""), ("DequantizeLinear", ""), ("QGemm", "com.microsoft")]
-)
-def test_quantized_operators_are_refused_because_tvm_computes_in_float(operator: str, domain: str) -> None:
-    with pytest.raises(Refusal, match=rf"operator {operator} .*an int8 engine would compute in fp32"):
-        check_operators(graph(operator, domain=domain))
+def test_float_arithmetic_on_dequantized_values_is_refused() -> None:
+    model = graph("Gemm", constants=(np.ones((8, 8), np.float32),))
+    model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["q", "scale"], ["x"]))
+    with pytest.raises(Refusal, match=r"operator Gemm \(node 'n'\).*an int8 engine would be no faster than fp32"):
+        check_operators(model)
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT8E4M3FN, TensorProto.INT4, TensorProto.FLOAT4E2M1])
+def test_element_types_that_tvm_converts_wrong_are_refused(kind: int) -> None:
+    with pytest.raises(Refusal, match=rf"operator Cast .*element type {TensorProto.DataType.Name(kind)}"):
+        check_operators(graph("Cast", to=kind))
+
+
+def test_text_and_containers_are_refused_by_name() -> None:
+    with pytest.raises(Refusal, match="'x' holds text"):
+        check_operators(graph("Identity", dtype=TensorProto.STRING))
+    model = graph("SequenceConstruct")
+    model.graph.output[0].type.sequence_type.elem_type.tensor_type.elem_type = FLOAT
+    with pytest.raises(Refusal, match="'y' is a sequence"):
+        check_operators(model)

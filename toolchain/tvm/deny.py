@@ -66,7 +66,7 @@ RULES: tuple[Rule, ...] = (
     Rule(  # (0, 3) for (3, 3)
         _ops("NonMaxSuppression"), "TVM selects no boxes", lambda _view: True
     ),
-    Rule(_ops("TopK"), "TVM's sorting does not take uint64", _is_uint64),
+    Rule(_ops("TopK"), "TVM can't sort uint64", _is_uint64),
     Rule(  # 8.0
         _ops("BatchNormalization"),
         "TVM uses the given statistics in training mode",
