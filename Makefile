@@ -1,16 +1,18 @@
-# Everything a person types here is one of: make demo, make test, make lint, make bench-build, make bench-cpu.
+# Everything a person types here is one of: make demo, make test, make lint, make bench-build, make bench-cpu,
+# make conformance.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat requirements/all.txt pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
 
-.PHONY: demo test lint bench-build bench-cpu clean help
+.PHONY: demo test lint bench-build bench-cpu conformance clean help
 
 help:
 	@echo "make demo         set up, build the digits recipe for all its targets and run one bundle"
 	@echo "make test         set up and pass all checks and tests"
 	@echo "make lint         the quick checks only"
 	@echo "make bench-build  print the build-time figures of the README"
+	@echo "make conformance  print how many of the official ONNX tests pass through TVM, and why others don't"
 	@echo "make bench-cpu    compare our CPU engines with ONNX Runtime, OpenVINO and PyTorch (an hour or so)"
 
 demo: $(STAMP)
@@ -29,6 +31,9 @@ bench-build: $(STAMP)
 	$(BIN)/python benchmarks/bench_build.py
 
 # The engines to compare with are optional, so a failure to install them is a line in the output.
+conformance: $(STAMP)
+	$(BIN)/python -W ignore benchmarks/onnx_conformance.py --verbose
+
 bench-cpu: $(STAMP)
 	-$(BIN)/python -m pip install --quiet --no-deps -r requirements/bench.txt
 	$(BIN)/python benchmarks/bench_cpu.py --peak $(BENCH_ARGS)

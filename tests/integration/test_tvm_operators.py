@@ -85,7 +85,7 @@ def normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32) * np.float32(0.5)
 
 
-FEW = settings(max_examples=8)
+FEW = settings(max_examples=5)
 DIRECTIONS = st.sampled_from(["forward", "reverse", "bidirectional"])
 SIZES = st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 5), st.integers(1, 6))
 
