@@ -19,6 +19,9 @@ ABSOLUTE_FLOOR = 1e-6
 MISMATCH_SHARE = 0.01
 """Allowed share of differing elements of an integer or boolean output (near ties of an argmax)."""
 
+WITHOUT_SPINNING = ("session.intra_op.allow_spinning", "0")
+"""ONNX Runtime's entry for sessions that are not timed: threads sleep instead of spinning; same values, less CPU."""
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -90,6 +93,7 @@ def session(model: Path) -> Any:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
+    options.add_session_config_entry(*WITHOUT_SPINNING)
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

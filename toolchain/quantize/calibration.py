@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolchain.data import read_batches
 from toolchain.errors import ExitCode, ToolchainError
+from toolchain.graph.numeric import session
 from toolchain.quantize.model import MODEL, quiet, write_model
 from toolchain.quantize.scheme import INT8_OPS, Scheme
 
@@ -108,7 +109,7 @@ def _collector(path: Path, method: Any, extra: dict[str, Any]) -> Any:
     from onnxruntime.quantization.calibrate import create_calibrator
 
     with quiet():
-        return create_calibrator(
+        calibrator = create_calibrator(
             path,
             sorted(INT8_OPS),
             augmented_model_path=str(path.parent / f"augmented-{method.name}.onnx"),
@@ -116,6 +117,9 @@ def _collector(path: Path, method: Any, extra: dict[str, Any]) -> Any:
             use_external_data_format=(path.parent / f"{MODEL}.data").exists(),
             extra_options=extra,
         )
+    # Its own session, with the same settings, has threads that spin between operators.
+    calibrator.infer_session = session(Path(calibrator.augmented_model_path))
+    return calibrator
 
 
 def _collect(calibrator: Any, folder: Path) -> tuple[int, int]:

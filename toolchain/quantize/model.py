@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolchain.errors import ExitCode, ToolchainError
+from toolchain.graph.numeric import WITHOUT_SPINNING
 
 if TYPE_CHECKING:
     import onnx
@@ -102,6 +103,7 @@ def open_session(path: Path, *, int8_activations: bool = False, optimized: Path 
 
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry(*WITHOUT_SPINNING)
     if int8_activations:
         options.add_session_config_entry("session.qdqisint8allowed", "1")
     if optimized is not None:

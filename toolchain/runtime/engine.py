@@ -105,7 +105,7 @@ class Engine:
                 )
 
 
-def open_engine(folder: Path, threads: int = 0, provider: str = CPU_PROVIDER) -> Engine:
+def open_engine(folder: Path, threads: int = 0, provider: str = CPU_PROVIDER, spinning: bool = True) -> Engine:
     """Open the engine in ``folder``.
 
     Args:
@@ -113,6 +113,7 @@ def open_engine(folder: Path, threads: int = 0, provider: str = CPU_PROVIDER) ->
         threads: threads of one run; 0: every processor that this process may use.
         provider: ONNX Runtime execution provider, e.g. ``"CUDAExecutionProvider"``; the engine never runs on
             another one instead.  A TVM engine runs on the device that ``engine.json`` names.
+        spinning: let ONNX Runtime's threads spin while they wait: lower latency, more CPU time, the same outputs.
 
     Raises:
         ToolchainError: MISSING_TOOL, the runtime is not installed; INCOMPATIBLE_HOST, it lacks the provider, or
@@ -132,7 +133,7 @@ def open_engine(folder: Path, threads: int = 0, provider: str = CPU_PROVIDER) ->
         return Engine(folder, info, contract, tvm_opener(contract, info.device, threads))
     from toolchain.runtime.onnxruntime_engine import onnxruntime_opener
 
-    return Engine(folder, info, contract, onnxruntime_opener(contract, provider, threads))
+    return Engine(folder, info, contract, onnxruntime_opener(contract, provider, threads, spinning))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

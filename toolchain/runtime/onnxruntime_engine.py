@@ -39,7 +39,9 @@ class OnnxRuntimeRunner:
         return dict(zip(self._outputs, values, strict=True))
 
 
-def onnxruntime_opener(contract: Contract, provider: str, threads: int) -> Callable[[Path], OnnxRuntimeRunner]:
+def onnxruntime_opener(
+    contract: Contract, provider: str, threads: int, spinning: bool = True
+) -> Callable[[Path], OnnxRuntimeRunner]:
     """What opens the model files of an engine.
 
     Raises:
@@ -56,16 +58,18 @@ def onnxruntime_opener(contract: Contract, provider: str, threads: int) -> Calla
     available = onnxruntime.get_available_providers()
     if provider not in available:
         raise _no_provider(provider, f"the installed ONNX Runtime has {', '.join(available)}")
-    return lambda path: OnnxRuntimeRunner(_session(path, provider, threads), contract, path.name)
+    return lambda path: OnnxRuntimeRunner(_session(path, provider, threads, spinning), contract, path.name)
 
 
-def _session(path: Path, provider: str, threads: int) -> Any:
+def _session(path: Path, provider: str, threads: int, spinning: bool) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.log_severity_level = _SEVERITY_ERROR
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:

@@ -58,8 +58,11 @@ def _open(model: Path, options: Options) -> dict[str, Any]:
     """Opens a session on the CPU and says what that proves."""
     import onnxruntime as ort
 
+    from toolchain.graph.numeric import WITHOUT_SPINNING
+
     session_options = ort.SessionOptions()
     session_options.log_severity_level = 3
+    session_options.add_session_config_entry(*WITHOUT_SPINNING)
     try:
         session = ort.InferenceSession(str(model), session_options, providers=[CPU])
     except Exception as error:

@@ -37,7 +37,7 @@ def run(ctx: StageContext) -> StageResult:
     from toolchain.runtime import open_engine
 
     options: Options = ctx.options
-    engine = open_engine(ctx.inputs["engine"], provider=options.provider)
+    engine = open_engine(ctx.inputs["engine"], provider=options.provider, spinning=False)
     function = None
     if ".py:" in options.metric:
         from toolchain.user_code import load_function
