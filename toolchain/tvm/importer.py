@@ -72,12 +72,13 @@ def check_operators(model: onnx.ModelProto) -> None:
         Refusal: see :func:`import_model`.
     """
     from toolchain.tvm.deny import RULES
+    from toolchain.tvm.integer_products import check_integer_products
     from toolchain.tvm.operators.expand import qualified
 
     model = named_nodes(prepare(model))
     _check_types(model.graph)
     nodes = list(all_nodes(model.graph))
-    _check_quantized(nodes)
+    check_integer_products(model)
     known = known_operators()
     missing: dict[str, str] = {}
     for node in nodes:
@@ -90,17 +91,6 @@ def check_operators(model: onnx.ModelProto) -> None:
         for rule in RULES:
             if view.node.op_type in rule.operators and rule.applies(view):
                 raise Refusal(f"operator {view.node.op_type} (node {view.node.name!r}): {rule.reason}")
-
-
-def _check_quantized(nodes: list[onnx.NodeProto]) -> None:
-    """Floating-point arithmetic between dequantized values is what an int8 engine is not for."""
-    dequantized = {name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
-    for node in nodes:
-        if node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm") and dequantized & set(node.input):
-            raise Refusal(
-                f"operator {node.op_type} (node {node.name!r}): TVM computes on dequantized values in float32: "
-                "an int8 engine would be no faster than fp32; not offered until integer lowering exists"
-            )
 
 
 def _check_types(graph: onnx.GraphProto) -> None:

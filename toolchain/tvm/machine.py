@@ -41,6 +41,28 @@ class Machine:
         panel = depth * self.lanes(dtype) * dtype_bits(dtype) // 8
         return Room(self.registers, self.l1d_kib * 1024, panel)
 
+    def dot(self) -> str:
+        """The instruction for products of 8-bit values: a key of :data:`toolchain.tvm.intrinsics.DATA_TYPE`, or ""."""
+        if self.kind != "cpu":
+            return ""
+        load_tvm()
+        from tvm.target.codegen import llvm_cpu_has_features
+
+        target = self.tvm_target()
+
+        def has(*features: str) -> bool:
+            return all(llvm_cpu_has_features(feature, target) for feature in features)
+
+        if self.arch == "aarch64":
+            return "sdot" if has("dotprod") and self.vector_bits == 128 else ""
+        if self.arch != "x86_64" or not has("avx2"):
+            return ""
+        if self.vector_bits == 512:
+            return "vnni512" if has("avx512vnni") else ""
+        if self.vector_bits != 256:
+            return ""
+        return "vnni256" if has("avxvnni") or has("avx512vnni", "avx512vl") else "avx2"
+
     def tvm_target(self) -> Any:
         """The ``tvm.target.Target``.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.tvm import cuda
+from toolchain.tvm.intrinsics import dot_products
 from toolchain.tvm.library import Refusal, load_tvm, one_line
 from toolchain.tvm.machine import Machine as Machine
 from toolchain.tvm.stack import stack_locals
@@ -54,6 +55,18 @@ def _canonicalize(_machine: Machine, _notes: Notes) -> list[Any]:
         transform.Normalize(),
         transform.EliminateCommonSubexpr(),
     ]
+
+
+def _integer(machine: Machine, _notes: Notes) -> list[Any]:
+    from tvm.relax import transform
+
+    from toolchain.tvm.graph.bounds import name_bounds
+    from toolchain.tvm.graph.constants import fold_constants
+    from toolchain.tvm.graph.integer import integer_regions
+
+    if machine.kind != "cpu":
+        return []
+    return [fold_constants(), name_bounds(), transform.CanonicalizeBindings(), integer_regions()]
 
 
 def _fold(_machine: Machine, _notes: Notes) -> list[Any]:
@@ -184,6 +197,7 @@ def _order_shape_stores() -> Any:
 
 PHASES: tuple[Phase, ...] = (
     Phase(2, "canonicalize", "one binding per value; normalizations as inference; no value twice", _canonicalize),
+    Phase(3, "integer", "CPU: products of quantized values in integers, requantized behind them", _integer),
     Phase(3, "fold", "compute what depends on weights alone; drop what nothing reads", _fold),
     Phase(4, "simplify", "bounds as operators; products on rows; reshapes behind element-wise work", _simplify),
     Phase(5, "layout", "CPU: images in blocks of channels; weights packed for their loop nests", _layout),
@@ -227,14 +241,14 @@ def compile_module(module: Any, machine: Machine, notes: Notes, dump: Path | Non
             raise Refusal(f"TVM's phase {phase.name!r} failed: {one_line(error)}") from error
         _dump(dump, number, phase.name, module)
     notes.functions = sum(isinstance(f, tvm.tirx.PrimFunc) for _, f in module.functions_items())
-    lowering = _tir_pipeline(dump, number + 1)
+    lowering = _tir_pipeline(machine.dot(), dump, number + 1)
     try:
         return tvm.relax.build(module, target, relax_pipeline=None, tir_pipeline=lowering)
     except Exception as error:
         raise Refusal(f"TVM's code generation failed: {one_line(error)}") from error
 
 
-def _tir_pipeline(dump: Path | None, number: int) -> str:
+def _tir_pipeline(dot: str, dump: Path | None, number: int) -> str:
     """Name of a registered pipeline: TVM's own for loop nests, which also dumps what it lowered."""
     load_tvm()
     from tvm.ir.transform import Sequential, module_pass
@@ -247,7 +261,8 @@ def _tir_pipeline(dump: Path | None, number: int) -> str:
         _dump(dump, number, "codegen", module)
         return module
 
-    register_tir_pipeline("toolchain", lambda: (Sequential([passes, stack_locals(), dump_lowered]), host, device))
+    own = [passes, stack_locals(), dot_products(dot), dump_lowered]
+    register_tir_pipeline("toolchain", lambda: (Sequential(own), host, device))
     return "toolchain"
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from toolchain.tvm.graph.blocked_int8 import conv2d_blocked
 from toolchain.tvm.graph.rewrite import Graph, graph_pass
 from toolchain.tvm.graph.values import constant_of, dtype_of, ints, operator_of, shape_of
 from toolchain.tvm.loops import OPAQUE, OUT_FUSIBLE, winograd
@@ -105,9 +106,14 @@ class _Layouts:
         attrs, weights = call.attrs, constant_of(graph.definition(call.args[1]))
         layouts = (attrs.data_layout, attrs.kernel_layout, attrs.out_layout or attrs.data_layout)
         dtype = dtype_of(call.args[0])
-        if layouts != ("NCHW", "OIHW", "NCHW") or weights is None or dtype not in ("float32", "float16"):
+        if layouts != ("NCHW", "OIHW", "NCHW") or weights is None:
             return None
         conv = _sizes(attrs)
+        if dtype in ("int8", "uint8"):
+            made = conv2d_blocked(graph, call, conv, self._machine, lambda v, lanes: self._block(graph, v, lanes).value)
+            return None if made is None else Blocked(made, weights.shape[0])
+        if dtype not in ("float32", "float16"):
+            return None
         oc, per_group, kh, kw = weights.shape
         lanes = self._machine.lanes(dtype)
         if conv.groups == oc and per_group == 1:
@@ -189,7 +195,8 @@ class _Layouts:
 
     def _unary(self, graph: Graph, call: Any, name: str) -> Blocked | None:
         source = self._blocked.get(call.args[0])
-        if source is None or (source.ragged and name not in FINITE_UNARY):
+        finite = name in FINITE_UNARY or (name == "relax.astype" and str(call.attrs.dtype) != "float16")
+        if source is None or (source.ragged and not finite):
             return None
         from tvm import relax
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from toolchain.tvm.graph.products_int8 import product_int8
 from toolchain.tvm.graph.rewrite import Graph, graph_pass
 from toolchain.tvm.graph.values import constant_of, dtype_of, operator_of, shape_of
 from toolchain.tvm.loops import OUT_FUSIBLE
@@ -53,6 +54,9 @@ class _Pack:
         dtype = dtype_of(value.args[0])
         if weights is None or weights.ndim != 2 or shape is None or len(shape) != 2:
             return value
+        if dtype in ("int8", "uint8"):
+            made = product_int8(graph, value, self._machine)
+            return value if made is None else made
         if dtype not in ("float32", "float16") or dtype_of(graph.builder.normalize(value)) != dtype:
             return value
         lanes = self._machine.lanes(dtype)

@@ -86,7 +86,7 @@ def conv2d(data: Any, weights: Any, conv: Conv2d, channels: int, rows: int, tile
     _, blocks, kh, kw, block, _, lanes = (int(s) for s in weights.shape)
     n, h, w = data.shape[0], data.shape[2], data.shape[3]
     out_h, out_w = conv.output(h, w, (kh, kw))
-    padded = _pad(data, conv, (kh, kw), out_w, tile.rows)
+    padded = padded_image(data, conv, (kh, kw), out_w, tile.rows)
     (stride_y, stride_x), (dilation_y, dilation_x) = conv.strides, conv.dilation
     plain = len(data.shape) == 4
     per_group = channels // conv.groups
@@ -124,7 +124,7 @@ def depthwise2d(data: Any, weights: Any, conv: Conv2d, columns: int) -> Any:
     blocks, kh, kw, lanes = (int(s) for s in weights.shape)
     n, h, w = data.shape[0], data.shape[2], data.shape[3]
     out_h, out_w = conv.output(h, w, (kh, kw))
-    padded = _pad(data, conv, (kh, kw), out_w, columns)
+    padded = padded_image(data, conv, (kh, kw), out_w, columns)
     ky, kx = te.reduce_axis((0, kh), "ky"), te.reduce_axis((0, kw), "kx")
     covered = _static(out_w) and int(out_w) % columns == 0
 
@@ -149,8 +149,10 @@ def _static(size: Any) -> bool:
     return isinstance(size, int) or hasattr(size, "value")
 
 
-def _pad(data: Any, conv: Conv2d, kernel: tuple[int, int], out_w: Any, columns: int) -> Any:
-    """``data`` with its zeros, and enough of them on the right that the last tile reads nothing else."""
+def padded_image(
+    data: Any, conv: Conv2d, kernel: tuple[int, int], out_w: Any, columns: int, fill: float | int = 0.0
+) -> Any:
+    """``data`` with its padding of ``fill``, and enough of it on the right that the last tile reads nothing else."""
     from tvm import topi
 
     if not any(conv.padding):
@@ -164,4 +166,4 @@ def _pad(data: Any, conv: Conv2d, kernel: tuple[int, int], out_w: Any, columns: 
 
         extra = te.max(more, 0)
     rest = [0] * (len(data.shape) - 4)
-    return topi.nn.pad(data, [0, 0, top, left, *rest], [0, 0, bottom, right + extra, *rest], 0.0, name="pad")
+    return topi.nn.pad(data, [0, 0, top, left, *rest], [0, 0, bottom, right + extra, *rest], fill, name="pad")

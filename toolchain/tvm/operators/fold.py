@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from toolchain.tvm.operators.node import Unsupported, constant, constant_value, static_shape
+from toolchain.tvm.operators.node import Unsupported, constant, constant_value, dtype_of, static_shape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +29,9 @@ def fold(node: onnx.NodeProto, inputs: Sequence[Any], opset: int) -> list[Any] |
     if node.op_type in ("Shape", "Size") and inputs[0] is not None:
         return _fold_shape(node, inputs[0])
     if node.op_type in _NEVER or node.domain not in ("", "ai.onnx"):
+        return None
+    if node.op_type == "DequantizeLinear" and inputs[0] is not None and dtype_of(inputs[0]) in ("int8", "uint8"):
+        # Weights that are multiplied as the integers they are.
         return None
     values: list[np.ndarray | None] = []
     for value in inputs:

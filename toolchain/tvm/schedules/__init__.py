@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolchain.tvm.library import load_tvm
 from toolchain.tvm.machine import Machine
-from toolchain.tvm.schedules import generic, matmul, tiled, winograd
+from toolchain.tvm.schedules import generic, int8, matmul, tiled, winograd
 from toolchain.tvm.schedules.common import DoesNotFitError
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ RULES: tuple[tuple[str, Callable[[Any, Machine], None]], ...] = (
     ("convolution", tiled.convolution),
     ("depthwise", tiled.depthwise),
     ("dense", tiled.dense),
+    ("convolution int8", int8.convolution),
+    ("dense int8", int8.dense),
     ("winograd input", winograd.transform_input),
     ("winograd product", winograd.product),
     ("winograd output", winograd.transform_output),

@@ -1,0 +1,84 @@
+"""Schedules of 8-bit products: the tiles of :mod:`toolchain.tvm.schedules.tiled`, with four products a lane inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toolchain.tvm.intrinsics import DOT, QUAD
+from toolchain.tvm.loops import COLUMNS, ROWS, VECTORS
+from toolchain.tvm.loops.conv_int8 import PAIRS
+from toolchain.tvm.machine import Machine
+from toolchain.tvm.schedules.common import (
+    DoesNotFitError,
+    blocks_of,
+    extent,
+    mark_of,
+    name_of,
+    parallel,
+    spatial,
+    split_epilogue,
+    work_of,
+)
+from toolchain.tvm.schedules.tiled import anchor_of, unroll_tile
+
+
+def convolution(schedule: Any, machine: Machine) -> None:
+    """Rule ``conv_int8``: loops (ic, ky, kx, part) around (rows, columns, vectors), lanes and four values inside."""
+    anchor = anchor_of(schedule, "conv_int8")
+    rows, columns, vectors = (int(mark_of(schedule, anchor, key)) for key in (ROWS, COLUMNS, VECTORS))
+    final = split_epilogue(schedule, anchor)
+    loops = schedule.get_loops(final)
+    if len(loops) != 5:
+        raise DoesNotFitError
+    b, o, y, x, lane = loops
+    o_outer, o_inner = schedule.split(o, [None, vectors])
+    y_outer, y_inner = schedule.split(y, [None, rows])
+    x_outer, x_inner = schedule.split(x, [None, columns])
+    outer, inner = [b, o_outer, y_outer, x_outer], [y_inner, x_inner, o_inner, lane]
+    schedule.reorder(*outer, *inner)
+    schedule.compute_at(anchor, outer[-1], preserve_unit_loops=True)
+    _, o_c, y_c, _, x_c, lane_c, *reduces, k = schedule.get_loops(anchor)[len(outer) :]
+    schedule.reorder(*reduces, y_c, x_c, o_c, lane_c, k)
+    unroll_tile(schedule, inner)
+    for block in blocks_of(schedule):
+        if name_of(schedule, block).startswith("pad"):
+            spatial(schedule, block, machine)
+    parallel(schedule, outer[:-1], 0)
+    _finish(schedule, anchor, reduces[0], [y_c, x_c, o_c, lane_c, k])
+
+
+def dense(schedule: Any, machine: Machine) -> None:
+    """Rule ``dense_int8``: columns outside, so that a tile's weights stay in cache for all rows."""
+    anchor = anchor_of(schedule, "dense_int8")
+    rows, vectors = (int(mark_of(schedule, anchor, key)) for key in (COLUMNS, VECTORS))
+    final = split_epilogue(schedule, anchor)
+    loops = schedule.get_loops(final)
+    if len(loops) != 2:
+        raise DoesNotFitError
+    m, n = loops
+    work = work_of(schedule, schedule.get_loops(anchor))
+    width = extent(schedule, schedule.get_loops(anchor)[3])
+    n_outer, n_inner, lane = schedule.split(n, [None, vectors, width])
+    m_outer, m_inner = schedule.split(m, [None, rows])
+    schedule.reorder(n_outer, m_outer, m_inner, n_inner, lane)
+    schedule.compute_at(anchor, m_outer, preserve_unit_loops=True)
+    o_c, _, m_c, lane_c, part, k = schedule.get_loops(anchor)[2:]
+    schedule.reorder(part, m_c, o_c, lane_c, k)
+    unroll_tile(schedule, [m_inner, n_inner, lane])
+    parallel(schedule, [n_outer, m_outer], work)
+    _finish(schedule, anchor, part, [m_c, o_c, lane_c, k])
+
+
+def _finish(schedule: Any, anchor: Any, reduction: Any, tile: list[Any]) -> None:
+    """Unrolls the tile; one vector instruction an accumulator where there are four values a lane."""
+    *around, lane, k = tile
+    pairs = int(mark_of(schedule, anchor, PAIRS))
+    for loop in around:
+        schedule.unroll(loop)
+    start = schedule.decompose_reduction(anchor, reduction)
+    schedule.vectorize(schedule.get_loops(start)[-1])
+    if extent(schedule, k) == QUAD:
+        schedule.annotate(lane, DOT, pairs)
+    else:
+        schedule.unroll(k)
+        schedule.vectorize(lane)
