@@ -92,10 +92,11 @@ def _layout(machine: Machine, _notes: Notes) -> list[Any]:
 
     from toolchain.tvm.graph.blocked import block_layouts
     from toolchain.tvm.graph.products import pack_products
+    from toolchain.tvm.graph.rows import row_kernels
 
     if machine.kind != "cpu":
         return []
-    return [block_layouts(machine), transform.CanonicalizeBindings(), pack_products(machine)]
+    return [block_layouts(machine), transform.CanonicalizeBindings(), pack_products(machine), row_kernels(machine)]
 
 
 def _dispatch(_machine: Machine, _notes: Notes) -> list[Any]:
@@ -131,8 +132,9 @@ def _vectorizable(machine: Machine, _notes: Notes) -> list[Any]:
 def _schedule(machine: Machine, notes: Notes) -> list[Any]:
     if machine.kind == "cpu":
         from toolchain.tvm.schedules import schedule_pass
+        from toolchain.tvm.schedules.tails import split_tails
 
-        return [schedule_pass(machine, notes)]
+        return [schedule_pass(machine, notes), split_tails()]
     from tvm.s_tir import dlight as dl
 
     gpu = dl.gpu

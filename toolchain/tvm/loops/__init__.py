@@ -14,6 +14,8 @@ COLUMNS = "toolchain.columns"
 VECTORS = "toolchain.vectors"
 """Vectors of output channels or matrix columns of a tile."""
 
+REDUCTION = 3
+"""TVM's ``kCommReduce``: element-wise work may be fused before it."""
 OUT_FUSIBLE = 4
 """TVM's ``kOutEWiseFusable``: element-wise work may be fused after it."""
 OPAQUE = 8
