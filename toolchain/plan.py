@@ -235,6 +235,10 @@ def _candidate(maker: _Maker, profile: TargetProfile, precision: str, at: str) -
         if maker.recipe.data.evaluation is None:
             return "", "the recipe has no data.evaluation to search on"
         inputs |= {"evaluation": "evaluation:dataset", "reference": "reference:reference"}
+        checked = f"verify[int8-static/onnxruntime]{at}"
+        if any(node.id == checked for node in maker.nodes):
+            # Where plain static int8 holds the gates already, its verdict says so and nothing need be searched.
+            inputs["verdict"] = f"{checked}:verdict"
         gates = maker.recipe.gates_for(profile.name)
         limits = AccuracyLimits(**{f.name: getattr(gates, f.name) for f in dataclasses.fields(AccuracyLimits)})
         options: Any = mixed.Options(
@@ -244,7 +248,8 @@ def _candidate(maker: _Maker, profile: TargetProfile, precision: str, at: str) -
     else:
         options, stage = quantize.Options(**scheme, precision=precision), quantize.STAGE
     name = f"quantize[{precision}]{at}"
-    maker.add(name, stage, options, inputs, failure=ExitCode.QUANTIZE, target=profile.name)
+    optional = frozenset({"verdict"} & inputs.keys())
+    maker.add(name, stage, options, inputs, optional=optional, failure=ExitCode.QUANTIZE, target=profile.name)
     return f"{name}:onnx", ""
 
 

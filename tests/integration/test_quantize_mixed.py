@@ -109,6 +109,29 @@ def test_it_is_refused_as_not_needed_when_plain_int8_holds(tmp_path: Path) -> No
     assert not (tmp_path / "out" / "onnx").exists()
 
 
+def _verdict(folder: Path, cosine: float) -> Path:
+    folder.mkdir()
+    worst = {"cosine": cosine, "max_abs_error": 0.1, "max_rel_error": 0.1, "agreement": 1.0}
+    (folder / "verdict.json").write_bytes(canonical_json({"problem": "", "worst": worst}))
+    return folder
+
+
+def test_a_verdict_on_plain_int8_that_holds_spares_the_whole_search(tmp_path: Path, ruined: dict[str, Path]) -> None:
+    inputs = ruined | {"verdict": _verdict(tmp_path / "verdict", 0.995), "calibration": tmp_path / "never-read"}
+    result = run_stage(mixed, tmp_path / "out", Options(limits=AccuracyLimits(cosine=0.99)), **inputs)
+    assert result.refused.startswith("not needed: int8-static holds the accuracy gate (cosine 0.995")
+    assert result.facts["everything_int8"]["worst"]["cosine"] == 0.995
+
+
+def test_a_verdict_on_plain_int8_that_misses_leaves_the_search_as_it_is(
+    tmp_path: Path, ruined: dict[str, Path]
+) -> None:
+    options = Options(limits=AccuracyLimits(cosine=0.99))
+    without = run_stage(mixed, tmp_path / "without", options, **ruined)
+    verdict = _verdict(tmp_path / "verdict", 0.5)
+    assert run_stage(mixed, tmp_path / "with", options, **ruined, verdict=verdict).facts == without.facts
+
+
 def test_without_any_gate_there_is_nothing_to_search_for(tmp_path: Path, ruined: dict[str, Path]) -> None:
     result = run_stage(mixed, tmp_path / "out", Options(metric="top1"), **ruined)
     assert result.refused == "not needed: the recipe sets no accuracy or fidelity gate"

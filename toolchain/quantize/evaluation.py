@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,16 @@ class Evaluator:
             drop = original_value - value if spec.higher_is_better else value - original_value
         higher = spec.higher_is_better if spec else True
         return Evaluation(value, original_value, drop, worst, _misses(self.limits, value, drop, worst, higher))
+
+
+def evaluation_of(verdict: Mapping[str, Any], limits: AccuracyLimits, higher_is_better: bool) -> Evaluation | None:
+    """What a verify stage found on the same data under the same metric; None when the engine did not run."""
+    if verdict["problem"]:
+        return None
+    accuracy = verdict.get("accuracy", {})
+    worst = {key: verdict["worst"][key] for key in ("cosine", "max_abs_error", "max_rel_error", "agreement")}
+    value, original, drop = (accuracy.get(key) for key in ("value", "original", "drop"))
+    return Evaluation(value, original, drop, worst, _misses(limits, value, drop, worst, higher_is_better))
 
 
 def _misses(

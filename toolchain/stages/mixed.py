@@ -34,7 +34,8 @@ class Options(Scheme):
 
 
 def run(ctx: StageContext) -> StageResult:
-    """Inputs ``onnx``, ``calibration``, ``evaluation``, ``reference``; output ``onnx``.
+    """Inputs ``onnx``, ``calibration``, ``evaluation``, ``reference``; optional ``verdict``, that of plain static
+    int8 of the same scheme, which saves making and evaluating it once more where it holds; output ``onnx``.
 
     The algorithm and its source are described in :mod:`toolchain.quantize.sensitivity`.  Refused when plain
     static int8 holds the limits already, and when nothing within the bounds does; both with the figures.
@@ -53,18 +54,19 @@ def run(ctx: StageContext) -> StageResult:
     options.check()
     if options.limits == AccuracyLimits():
         return StageResult(refused="not needed: the recipe sets no accuracy or fidelity gate")
+    evaluator = _evaluator(ctx)
+    if (known := _verdict(ctx)) is not None and not known.misses:
+        return _not_needed(known)
     model = load_prepared(ctx.inputs["onnx"])
     check_excluded(model, options)
     calibration = calibrate(model, ctx.inputs["calibration"], options)
     layers = find_layers(model, calibration, options)
     if not any(layer.weighted for layer in layers):
         return StageResult(refused=f"nothing to quantize: no {' or '.join(sorted(WEIGHTED_OPS))} can be int8")
-    evaluator = _evaluator(ctx)
     everything = evaluator(quantize_static(model, calibration, options))
-    facts: dict[str, Any] = {"everything_int8": everything.facts(), "layers": len(layers)}
     if not everything.misses:
-        refusal = f"not needed: int8-static holds the accuracy gate ({everything.summary})"
-        return StageResult(facts, refused=refusal)
+        return _not_needed(everything)
+    facts: dict[str, Any] = {"everything_int8": everything.facts(), "layers": len(layers)}
 
     def evaluate(kept: Collection[str]) -> Any:
         return evaluator(quantize_static(model, calibration, options, keep_float=kept))
@@ -77,6 +79,23 @@ def run(ctx: StageContext) -> StageResult:
     if result.kept is None:
         return StageResult(facts, refused=_failure(everything, result, len(layers), options.max_float_layers))
     return _finish(ctx, facts, (model, calibration), result.kept)
+
+
+def _verdict(ctx: StageContext) -> Any:
+    """The evaluation of plain static int8 that a verify stage made, or None."""
+    import json
+
+    from toolchain.quantize.evaluation import evaluation_of
+
+    if "verdict" not in ctx.inputs:
+        return None
+    verdict = json.loads((ctx.inputs["verdict"] / "verdict.json").read_text())
+    return evaluation_of(verdict, ctx.options.limits, ctx.options.higher_is_better)
+
+
+def _not_needed(everything: Any) -> StageResult:
+    refusal = f"not needed: int8-static holds the accuracy gate ({everything.summary})"
+    return StageResult({"everything_int8": everything.facts()}, refused=refusal)
 
 
 def _finish(ctx: StageContext, facts: dict[str, Any], source: tuple[Any, Any], kept: Any) -> StageResult:
@@ -146,7 +165,7 @@ def _failure(everything: Any, result: Any, layers: int, bound: int | None) -> st
 
 STAGE = StageDef(
     name="mixed",
-    version=1,
+    version=2,
     run="toolchain.stages.mixed:run",
     options=Options,
     tools=("onnx", "onnxruntime"),
