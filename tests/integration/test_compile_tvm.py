@@ -151,13 +151,47 @@ def test_an_operator_that_tvm_lacks_is_refused_by_operator_and_node(stages: Stag
     assert ran.refused == "TVM has no importer for operator Det (node 'volume')"
 
 
-def test_a_quantized_model_is_refused_because_tvm_would_compute_in_float(stages: Stages, tmp_path: Path) -> None:
+def int8_model(folder: Path) -> Path:
+    """A product of quantized data and 8-bit weights, then of two quantized values."""
     g = Graph()
-    scale, zero = g.constant(np.float32(0.1)), g.constant(np.int8(0))
+    scale, zero = g.constant(np.float32(0.1)), g.constant(np.uint8(100))
+    weights = g.constant(np.arange(-128, 128, dtype=np.int8).reshape(16, 16))
+    w = g.add("DequantizeLinear", weights, g.constant(np.float32(0.01)), g.constant(np.int8(0)))
     x = g.add("DequantizeLinear", g.add("QuantizeLinear", "x", scale, zero), scale, zero)
-    x = g.add("MatMul", x, g.weight(4, 4), name="product")
+    y = g.add("MatMul", x, w, name="product")
+    y = g.add("DequantizeLinear", g.add("QuantizeLinear", y, scale, zero), scale, zero)
+    return save_unary(folder, g, g.add("MatMul", y, y, name="square"), [16, 16], [16, 16])
+
+
+def test_an_int8_model_is_compiled_and_says_which_product_of_two_values_is_computed_in_float(
+    stages: Stages, tmp_path: Path
+) -> None:
+    ran = stages.run(compile_tvm, replace(V3, precision="int8-static"), int8_model(tmp_path / "onnx"))
+    assert not ran.refused
+    assert ran.facts["checked"] == "native"
+    assert ran.facts["float_products"] == ["square"]
+    assert ran.description["precision"] == "int8-static"
+
+
+@pytest.mark.parametrize("target", [cortex("cortex-a72", "+neon"), cortex("cortex-a76", "+neon", "+dotprod")])
+def test_an_int8_model_is_compiled_for_arm_and_checked_by_proxy(
+    stages: Stages, tmp_path: Path, target: dict[str, Any]
+) -> None:
+    options = replace(AARCH64, target=target, precision="int8-static")
+    ran = stages.run(compile_tvm, options, int8_model(tmp_path / "onnx"))
+    assert not ran.refused
+    assert ran.facts["checked"] == "proxy on build host"
+
+
+def test_weights_in_8_bits_that_would_be_multiplied_in_float_are_refused_by_name(
+    stages: Stages, tmp_path: Path
+) -> None:
+    g = Graph()
+    weights = g.constant(np.ones((4, 4), np.int8))
+    w = g.add("DequantizeLinear", weights, g.constant(np.float32(0.1)), g.constant(np.int8(0)))
+    x = g.add("MatMul", "x", w, name="product")
     ran = stages.run(compile_tvm, V3, save_unary(tmp_path / "onnx", g, x, ["batch", 4], ["batch", 4]))
-    assert ran.refused.startswith("operator MatMul (node 'product'): TVM computes on dequantized values in float32")
+    assert ran.refused.startswith("operator MatMul (node 'product'): its weights are quantized, its data are not")
 
 
 def test_an_operator_that_tvm_computes_wrong_is_refused_with_the_reason(stages: Stages, tmp_path: Path) -> None:

@@ -82,10 +82,12 @@ def test_a_standard_name_in_another_domain_is_not_taken_for_the_standard_operato
         check_operators(graph("Gelu", domain="com.microsoft"))
 
 
-def test_float_arithmetic_on_dequantized_values_is_refused() -> None:
-    model = graph("Gemm", constants=(np.ones((8, 8), np.float32),))
-    model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["q", "scale"], ["x"]))
-    with pytest.raises(Refusal, match=r"operator Gemm \(node 'n'\).*an int8 engine would be no faster than fp32"):
+def test_quantized_weights_that_would_be_multiplied_in_float_are_refused() -> None:
+    model = graph("Gemm", constants=(np.ones((8, 8), np.int8),))
+    model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["w1", "scale"], ["w"]))
+    model.graph.node[1].input[1] = "w"
+    model.graph.initializer[0].name = "w1"
+    with pytest.raises(Refusal, match=r"operator Gemm \(node 'n'\): its weights are quantized, its data are not"):
         check_operators(model)
 
 

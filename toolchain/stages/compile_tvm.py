@@ -79,6 +79,7 @@ def run(ctx: StageContext) -> StageResult:
     from toolchain.specs import Signature
     from toolchain.tvm.compare import Reference
     from toolchain.tvm.importer import check_operators
+    from toolchain.tvm.integer_products import refuse_quantized
     from toolchain.tvm.library import Refusal
     from toolchain.tvm.link import Linker
     from toolchain.tvm.pipeline import Machine
@@ -94,6 +95,8 @@ def run(ctx: StageContext) -> StageResult:
     machine = Machine(dict(options.target), options.kind, options.arch, options.vector_bits, options.registers)
     try:
         check_operators(model)
+        if options.kind != "cpu":
+            refuse_quantized(model)
         folder = ctx.out / "parts"
         folder.mkdir()
         reference = Reference(source / "model.onnx")
@@ -128,6 +131,7 @@ def _compile_sizes(job: _Job, model: onnx.ModelProto) -> dict[str, Any]:
 def _compile_variants(job: _Job, variants: list[_Variant]) -> dict[str, Any]:
     from toolchain.tvm.compare import rounded
     from toolchain.tvm.importer import operator_counts
+    from toolchain.tvm.integer_products import float_products
     from toolchain.tvm.pipeline import Notes
 
     notes, checks, files = Notes(), [], []
@@ -141,6 +145,7 @@ def _compile_variants(job: _Job, variants: list[_Variant]) -> dict[str, Any]:
         "functions": notes.functions,
         "linker": job.options.linker,
         "operators": dict(operator_counts(variants[-1].model)),
+        "float_products": float_products(variants[-1].model),
         "checked": f"no: {skipped}" if skipped else _how_checked(job.options),
         "max_abs_error": None if skipped else rounded(max(c.max_abs_error for c in checks)),
     }
@@ -206,9 +211,9 @@ def _check_by_proxy(job: _Job, module: Any, sizes: list[dict[str, int]]) -> Comp
 
 
 def _compare(job: _Job, library: Path, sizes: list[dict[str, int]]) -> Comparison:
-    from toolchain.tvm.compare import HALF, SINGLE, Library, compare_all
+    from toolchain.tvm.compare import Library, compare_all, tolerance_of
 
-    tolerance = HALF if job.options.precision == "fp16" else SINGLE
+    tolerance = tolerance_of(job.options.precision)
     return compare_all(Library(library), job.reference, job.signature, sizes, tolerance)
 
 

@@ -28,6 +28,16 @@ SINGLE = Tolerance(1e-3, 1e-4)
 HALF = Tolerance(3e-2, 1e-2)
 """ONNX Runtime's CPU computes float16 in float32, where TVM accumulates in float16."""
 
+INT8 = Tolerance(1e-1, 1e-2)
+"""Each quantized operator may round to the neighbouring one of 256 steps, and the next one starts from that."""
+
+
+def tolerance_of(precision: str) -> Tolerance:
+    """What is allowed for a candidate of ``precision``."""
+    if precision.startswith("int8"):
+        return INT8
+    return HALF if precision == "fp16" else SINGLE
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:

@@ -273,8 +273,9 @@ class _Integer:
 
         if not isinstance(call.args[0], relax.Tuple):
             return None
-        parts = [self._get(self._quantized, part) for part in call.args[0].fields]
-        if None in parts or not all(part.same_as(parts[0]) for part in parts):
+        found: list[Quantized | None] = [self._get(self._quantized, part) for part in call.args[0].fields]
+        parts = [part for part in found if part is not None]
+        if len(parts) < len(found) or not all(part.same_as(parts[0]) for part in parts):
             return None
         joined = relax.op.concat([part.value for part in parts], int(call.attrs.axis))
         return parts[0].with_value(graph.emit(joined))

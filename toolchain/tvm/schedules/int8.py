@@ -72,13 +72,14 @@ def dense(schedule: Any, machine: Machine) -> None:
 def _finish(schedule: Any, anchor: Any, reduction: Any, tile: list[Any]) -> None:
     """Unrolls the tile; one vector instruction an accumulator where there are four values a lane."""
     *around, lane, k = tile
-    pairs = int(mark_of(schedule, anchor, PAIRS))
+    pairs, quads = int(mark_of(schedule, anchor, PAIRS)), extent(schedule, k) == QUAD
     for loop in around:
         schedule.unroll(loop)
-    start = schedule.decompose_reduction(anchor, reduction)
-    schedule.vectorize(schedule.get_loops(start)[-1])
-    if extent(schedule, k) == QUAD:
-        schedule.annotate(lane, DOT, pairs)
-    else:
-        schedule.unroll(k)
+    if not quads:
+        # Before the split into initialization and update: afterwards two blocks write the same buffer.
+        schedule.reorder(k, lane)
         schedule.vectorize(lane)
+    start = schedule.decompose_reduction(anchor, reduction)
+    if quads:
+        schedule.vectorize(schedule.get_loops(start)[-1])
+        schedule.annotate(lane, DOT, pairs)

@@ -1,0 +1,272 @@
+"""QDQ models as integer arithmetic, each operator within one step of its definition, on every instruction set."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from toolchain.host import detect_host
+from toolchain.tvm.compare import Library
+from toolchain.tvm.importer import import_model
+from toolchain.tvm.library import Refusal
+from toolchain.tvm.link import Linker, link_executable
+from toolchain.tvm.machine import Machine
+from toolchain.tvm.pipeline import Notes, compile_module
+
+FEATURES = detect_host().cpu_features
+pytestmark = pytest.mark.skipif("avx2" not in FEATURES, reason="these tests run AVX2 code on this machine")
+
+X86 = {"kind": "llvm", "mtriple": "x86_64-linux-gnu"}
+V4 = {**X86, "mcpu": "x86-64-v4", "mattr": ["+avx512vnni"]}
+ARM = {"kind": "llvm", "mtriple": "aarch64-linux-gnu"}
+MACHINES = {
+    "vnni512": Machine(V4, "cpu", "x86_64", 512, 32),
+    "vnni256": Machine(V4, "cpu", "x86_64", 256, 32),
+    "avx2": Machine({**X86, "mcpu": "x86-64-v3"}, "cpu", "x86_64", 256, 16),
+    "": Machine(X86, "cpu", "x86_64", 128, 16),
+}
+RUNNABLE = [name for name in MACHINES if "vnni" not in name or "avx512_vnni" in FEATURES]
+A76 = Machine({**ARM, "mcpu": "cortex-a76", "mattr": ["+neon", "+dotprod"]}, "cpu", "aarch64", 128, 32)
+A53 = Machine({**ARM, "mcpu": "cortex-a53", "mattr": ["+neon"]}, "cpu", "aarch64", 128, 32)
+
+
+class Qdq:
+    """Collects a QDQ model: every value between two operators is quantized."""
+
+    def __init__(self, shape: Sequence[int], activation: str = "uint8", seed: int = 0) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.activation = activation
+        self.random = np.random.default_rng(seed)
+        self.shape = list(shape)
+
+    def add(self, operator: str, *inputs: str, **attrs: Any) -> str:
+        name = f"v{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, list(inputs), [name], name=name, **attrs))
+        return name
+
+    def constant(self, array: np.ndarray | np.generic) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(array), name))
+        return name
+
+    def parameters(self, scale: float, zero: int) -> tuple[str, str]:
+        return self.constant(np.float32(scale)), self.constant(np.array(zero, self.activation))
+
+    def quantized(self, value: str, scale: float = 0.05, zero: int = 3) -> str:
+        """The 8-bit tensor and back: the name of the real values."""
+        given = self.parameters(scale, zero)
+        return self.add("DequantizeLinear", self.add("QuantizeLinear", value, *given), *given)
+
+    def weights(self, *shape: int, axis: int | None = 0, bits: int = 8) -> tuple[str, np.ndarray]:
+        """Dequantized s8 weights, a scale for each index of ``axis`` or one for all; their name and scales."""
+        limit = (1 << (bits - 1)) - 1
+        values = self.random.integers(-limit, limit + 1, shape).astype(np.int8)
+        count = 1 if axis is None else shape[axis]
+        scales = self.random.uniform(0.001, 0.02, count).astype(np.float32)
+        scales = scales if axis is not None else scales.reshape(())
+        zeros = np.zeros(scales.shape, np.int8)
+        names = (self.constant(values), self.constant(scales), self.constant(zeros))
+        return self.add("DequantizeLinear", *names, **({} if axis is None else {"axis": axis})), scales
+
+    def bias(self, count: int, scale: np.ndarray) -> str:
+        """As quantizers write it: int32, of the scale of data times weights."""
+        values = self.random.integers(-2000, 2000, count).astype(np.int32)
+        return self.add("DequantizeLinear", self.constant(values), self.constant(np.broadcast_to(scale, count)), axis=0)
+
+    def model(self, result: str, kind: str = "", shape: Sequence[int | str] | None = None) -> onnx.ModelProto:
+        """Gives ``result``; ``kind``: its type if it isn't that of activations."""
+        types = {"uint8": TensorProto.UINT8, "int8": TensorProto.INT8, "float32": TensorProto.FLOAT}
+        graph = helper.make_graph(
+            self.nodes,
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape or self.shape)],
+            [helper.make_tensor_value_info(result, types[kind or self.activation], None)],
+            self.constants,
+        )
+        opsets = [helper.make_opsetid("", 18)]
+        return onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=opsets, ir_version=10))
+
+
+def compiled(model: onnx.ModelProto, machine: Machine, dump: Path | None = None) -> tuple[Library, Notes]:
+    notes = Notes()
+    executable = compile_module(import_model(model), machine, notes, dump)
+    with tempfile.TemporaryDirectory() as folder:
+        link_executable(executable, Linker("cc", machine.arch, ""), Path(folder) / "model.so")
+        return Library(Path(folder) / "model.so"), notes
+
+
+def as_defined(model: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
+    """ONNX Runtime without optimizations: each operator by its definition, in floating point."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    results: list[np.ndarray] = session.run(None, {"x": x})
+    return results
+
+
+def steps_apart(model: onnx.ModelProto, machine: str, shape: Sequence[int], seed: int = 0) -> int:
+    """Most steps between our 8-bit output and the definition's; checks that the values say something."""
+    x = np.random.default_rng(seed).standard_normal(shape).astype(np.float32) * 3
+    library, notes = compiled(model, MACHINES[machine])
+    assert notes.unscheduled == []
+    [have], [want] = library.run([x]), as_defined(model, x)
+    assert have.dtype == want.dtype
+    assert have.shape == want.shape
+    assert want.size < 20 or len(np.unique(want)) > 3
+    return int(np.abs(have.astype(int) - want.astype(int)).max())
+
+
+def asm_of(model: onnx.ModelProto, machine: Machine) -> str:
+    executable = compile_module(import_model(model), machine, Notes())
+    return "".join(str(m.inspect_source("asm")) for m in [executable.mod, *executable.mod.imports] if "llvm" in m.kind)
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> tuple[onnx.ModelProto, list[int]]:
+    group = draw(st.sampled_from([1, 1, 1, 2, 32]))
+    ic = draw(st.sampled_from([1, 3, 4, 5, 16, 35])) if group == 1 else 32
+    oc = draw(st.sampled_from([1, 7, 16, 40])) if group == 1 else 32
+    kernel = [draw(st.integers(1, 3)), draw(st.integers(1, 3))]
+    size = [draw(st.integers(5, 17)), draw(st.integers(5, 17))]
+    shape = [draw(st.integers(1, 2)), ic, *size]
+    zero = draw(st.sampled_from([0, 3, 100]))
+    q = Qdq(shape, draw(st.sampled_from(["uint8", "uint8", "int8"])), draw(st.integers(0, 99)))
+    x = q.quantized("x", 0.04, zero)
+    weights, scales = q.weights(oc, ic // group, *kernel, axis=draw(st.sampled_from([0, None])))
+    inputs = [x, weights] + ([q.bias(oc, np.float32(0.04) * scales)] if draw(st.booleans()) else [])
+    y = q.add(
+        "Conv", *inputs, group=group, strides=[draw(st.integers(1, 2)), draw(st.integers(1, 2))],
+        pads=[draw(st.integers(0, 2)) for _ in range(4)], dilations=[draw(st.integers(1, 2)), 1],
+    )  # fmt: skip
+    y = q.add("Relu", y) if draw(st.booleans()) else y
+    return q.model(q.add("QuantizeLinear", y, *q.parameters(0.09, draw(st.sampled_from([0, 77]))))), shape
+
+
+@pytest.mark.parametrize("machine", RUNNABLE)
+@given(case=convolutions(), seed=st.integers(0, 99))
+@settings(max_examples=8, deadline=None)
+def test_convolutions_are_within_one_step_of_their_definition(
+    machine: str, case: tuple[onnx.ModelProto, list[int]], seed: int
+) -> None:
+    model, shape = case
+    assert steps_apart(model, machine, shape, seed) <= 1
+
+
+@pytest.mark.parametrize("machine", RUNNABLE)
+@given(
+    rows=st.integers(1, 20), depth=st.sampled_from([1, 3, 8, 30, 64]), columns=st.sampled_from([1, 5, 16, 70]),
+    kind=st.sampled_from(["uint8", "int8"]), per_channel=st.booleans(), zero=st.sampled_from([0, 3, 90]),
+    gemm=st.booleans(),
+)  # fmt: skip
+@settings(max_examples=8, deadline=None)
+def test_matrix_products_are_within_one_step_of_their_definition(
+    machine: str, rows: int, depth: int, columns: int, kind: str, per_channel: bool, zero: int, gemm: bool
+) -> None:
+    shape = [rows, depth] if gemm else [2, rows, depth]
+    q = Qdq(shape, kind, rows)
+    x = q.quantized("x", 0.04, zero)
+    if gemm:
+        weights, scales = q.weights(columns, depth, axis=0 if per_channel else None)
+        y = q.add("Gemm", x, weights, q.bias(columns, np.float32(0.04) * scales), transB=1)
+    else:
+        weights, _ = q.weights(depth, columns, axis=1 if per_channel else None)
+        y = q.add("MatMul", x, weights)
+    model = q.model(q.add("QuantizeLinear", y, *q.parameters(0.05, 60)))
+    assert steps_apart(model, machine, shape) <= 1
+
+
+@pytest.mark.parametrize("machine", RUNNABLE)
+def test_the_largest_values_do_not_saturate(machine: str) -> None:
+    """255 * 127 twice is beyond 16 bits."""
+    q = Qdq([2, 64])
+    x = q.quantized("x", 0.01, 0)
+    names = (q.constant(np.full((64, 20), 127, np.int8)), q.constant(np.float32(0.01)), q.constant(np.int8(0)))
+    y = q.add("MatMul", x, q.add("DequantizeLinear", *names))
+    model = q.model(q.add("QuantizeLinear", y, *q.parameters(1.0, 1)))
+    x_value = np.full((2, 64), 9.0, np.float32)
+    library, _ = compiled(model, MACHINES[machine])
+    assert np.abs(library.run([x_value])[0].astype(int) - as_defined(model, x_value)[0].astype(int)).max() <= 1
+
+
+def residual_block(activation: str) -> tuple[Qdq, str]:
+    """Two convolutions and a residual addition, pooling, concatenation, average and a dense layer."""
+    q = Qdq([1, 3, 20, 20], activation)
+
+    def conv(x: str, oc: int, ic: int, kernel: int, stride: int, relu: bool, group: int = 1) -> str:
+        weights, scales = q.weights(oc, ic // group, kernel, kernel)
+        bias = q.bias(oc, np.float32(0.05) * scales)
+        y = q.add("Conv", x, weights, bias, strides=[stride] * 2, pads=[kernel // 2] * 4, group=group)
+        return q.quantized(q.add("Relu", y) if relu else y)
+
+    first = conv(q.quantized("x"), 24, 3, 3, 2, True)
+    pooled = q.quantized(q.add("MaxPool", first, kernel_shape=[3, 3], pads=[1] * 4, strides=[1, 1]))
+    second = conv(conv(pooled, 24, 24, 3, 1, True, group=24), 24, 24, 1, 1, False)
+    total = q.quantized(q.add("Relu", q.add("Add", second, pooled)))
+    joined = q.quantized(q.add("Concat", total, first, axis=1))
+    third = conv(joined, 40, 48, 3, 2, True)
+    mean = q.quantized(q.add("GlobalAveragePool", third))
+    weights, scales = q.weights(10, 40)
+    flat = q.quantized(q.add("Flatten", mean))
+    return q, q.add("Gemm", flat, weights, q.bias(10, np.float32(0.05) * scales), transB=1)
+
+
+@pytest.mark.parametrize("activation", ["uint8", "int8"])
+@pytest.mark.parametrize("machine", RUNNABLE)
+def test_a_network_keeps_8_bits_from_its_first_quantization_to_its_last_product(
+    machine: str, activation: str, tmp_path: Path
+) -> None:
+    q, result = residual_block(activation)
+    model = q.model(result, "float32")
+    library, _ = compiled(model, MACHINES[machine], tmp_path)
+    x = np.random.default_rng(1).standard_normal((1, 3, 20, 20)).astype(np.float32)
+    [have], [want] = library.run([x]), as_defined(model, x)
+    # A step of 0.05 in the mean, times weights of up to 2.5, with some of the 40 channels a step off.
+    assert np.abs(have - want).max() <= 0.02 * np.abs(want).max()
+    [fused] = tmp_path.glob("*-fuse.py")
+    calls = [line for line in fused.read_text().splitlines() if "R.call_tir(" in line]
+    floats = [line for line in calls if "out_ty=R.Tensor" in line and 'dtype="float32"' in line]
+    assert len(calls) > 5
+    assert len(floats) == 1, floats
+
+
+def small_convolution(activation: str = "uint8", bits: int = 8) -> onnx.ModelProto:
+    q = Qdq([1, 16, 8, 8], activation)
+    weights, _ = q.weights(32, 16, 3, 3, bits=bits)
+    y = q.add("Conv", q.quantized("x"), weights, pads=[1] * 4)
+    return q.model(q.add("QuantizeLinear", y, *q.parameters(0.1, 5)))
+
+
+@pytest.mark.parametrize(
+    ("machine", "instruction"),
+    [
+        (MACHINES["vnni512"], "vpdpbusd\t%zmm"), (MACHINES["vnni256"], "vpdpbusd"), (A76, "sdot"), (A53, "smlal"),
+    ],
+)  # fmt: skip
+def test_the_code_has_the_instruction_of_the_profile(machine: Machine, instruction: str) -> None:
+    for activation in ("uint8", "int8"):
+        text = asm_of(small_convolution(activation), machine)
+        assert instruction in text or f"{instruction}\t" in text
+
+
+def test_avx2_multiplies_pairs_in_16_bits_only_where_they_fit() -> None:
+    full, reduced = (asm_of(small_convolution(bits=bits), MACHINES["avx2"]) for bits in (8, 7))
+    assert 0 < reduced.count("vpmaddubsw") < full.count("vpmaddubsw")
+
+
+def test_weights_without_quantized_data_are_refused_by_name() -> None:
+    q = Qdq([1, 16, 8, 8])
+    weights, _ = q.weights(32, 16, 3, 3)
+    model = q.model(q.add("Conv", "x", weights), "float32")
+    with pytest.raises(Refusal, match=r"operator Conv \(node 'v1'\): its weights are quantized, its data are not"):
+        import_model(model)
