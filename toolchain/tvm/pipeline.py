@@ -90,13 +90,15 @@ def _simplify(_machine: Machine, _notes: Notes) -> list[Any]:
 def _layout(machine: Machine, _notes: Notes) -> list[Any]:
     from tvm.relax import transform
 
+    from toolchain.tvm.graph.attention import attention_kernels
     from toolchain.tvm.graph.blocked import block_layouts
     from toolchain.tvm.graph.products import pack_products
     from toolchain.tvm.graph.rows import row_kernels
 
     if machine.kind != "cpu":
         return []
-    return [block_layouts(machine), transform.CanonicalizeBindings(), pack_products(machine), row_kernels(machine)]
+    products = [pack_products(machine), attention_kernels(machine)]
+    return [block_layouts(machine), transform.CanonicalizeBindings(), *products, row_kernels(machine)]
 
 
 def _dispatch(_machine: Machine, _notes: Notes) -> list[Any]:

@@ -8,6 +8,7 @@ beyond the row is ever read; only the copy and the final store have a tail.  A s
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -121,21 +122,25 @@ def reduce(space: Space, value: Callable[..., Any], how: str, name: str) -> Any:
 
     result = te.compute((*space.rows, width), partial, name=f"{name}_partial", attrs={STAGE: "reduce"})
     join = {"sum": lambda a, b: a + b, "max": tirx.max, "min": tirx.min}[how]
+    if space.partial > 1:
+        result = _fold(space, result, space.lanes, space.partial, join, f"{name}_lanes")
+    width = space.lanes
     while width > 1:
         width //= 2
-        result = _fold(space, result, width, join, f"{name}_{width}")
+        result = _fold(space, result, width, 2, join, f"{name}_{width}")
     return te.compute(space.rows, lambda *row: result[(*row, 0)], name=name, attrs={STAGE: "row"})
 
 
-def _fold(space: Space, whole: Any, width: int, join: Callable[[Any, Any], Any], name: str) -> Any:
+def _fold(space: Space, whole: Any, width: int, parts: int, join: Callable[[Any, Any], Any], name: str) -> Any:
+    """``parts`` neighbouring stretches of ``width`` elements joined."""
     from tvm import te
 
-    return te.compute(
-        (*space.rows, width),
-        lambda *at: join(whole[at], whole[(*at[:-1], at[-1] + width)]),
-        name=name,
-        attrs={STAGE: "fold"},
-    )
+    def joined(*at: Any) -> Any:
+        *row, lane = at
+        stretches = [whole[(*row, lane + part * width)] for part in range(parts)]
+        return functools.reduce(join, stretches)
+
+    return te.compute((*space.rows, width), joined, name=name, attrs={STAGE: "fold"})
 
 
 def per_row(space: Space, value: Callable[..., Any], name: str) -> Any:

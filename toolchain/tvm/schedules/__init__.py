@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolchain.tvm.library import load_tvm
 from toolchain.tvm.machine import Machine
-from toolchain.tvm.schedules import generic, int8, matmul, rows, tiled, winograd
+from toolchain.tvm.schedules import attention, generic, int8, matmul, rows, tiled, winograd
 from toolchain.tvm.schedules.common import DoesNotFitError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ RULES: tuple[tuple[str, Callable[[Any, Machine], None]], ...] = (
     ("winograd input", winograd.transform_input),
     ("winograd product", winograd.product),
     ("winograd output", winograd.transform_output),
+    ("attention", attention.attention),
     ("rows", rows.rows),
     ("matmul", matmul.matmul),
     ("generic", generic.generic),

@@ -36,12 +36,12 @@ def rows(schedule: Any, machine: Machine) -> None:
         raise DoesNotFitError
     depth = len(kinds(schedule, stages[-1])) - 2
     work = work_of(schedule, loops) * (1 if len(loops) > depth + 1 else 64)
-    if not producers and not _is_padded(schedule, stages[0]):
+    if not producers and not is_padded(schedule, stages[0]):
         schedule.compute_inline(stages.pop(0))
     m_outer, _ = schedule.split(loops[depth], [None, tile])
     for stage in reversed(stages):
         schedule.compute_at(stage, m_outer, preserve_unit_loops=True)
-        _keep_local(schedule, stage)
+        keep_local(schedule, stage)
     if len(loops) > depth + 1:
         vectorize_ragged(schedule, loops[depth + 1], machine.lanes("float32"))
     # Before the splits into initialization and update: afterwards two blocks write the same buffer.
@@ -61,15 +61,16 @@ def _inline_outside(schedule: Any, producers: list[Any], last: Any, after: list[
     return after[-1] if after else last
 
 
-def _is_padded(schedule: Any, block: Any) -> bool:
+def is_padded(schedule: Any, block: Any) -> bool:
+    """Whether the block fills up what it reads."""
     return operator_name(schedule.get(block).body.value) == IF
 
 
-def _keep_local(schedule: Any, stage: Any) -> None:
+def keep_local(schedule: Any, stage: Any) -> None:
     """Buffers of known size into registers or onto the stack."""
     shape = schedule.get(stage).writes[0].source.ty.shape
-    whole = str(mark_of(schedule, stage, STAGE)) in ("load", "chunks")
-    if not whole or hasattr(shape[-2], "value"):
+    small = str(mark_of(schedule, stage, STAGE)) in ("reduce", "fold", "row", "products")
+    if small or all(hasattr(size, "value") for size in list(shape)[-3:]):
         schedule.set_scope(stage, 0, "local")
 
 
@@ -85,7 +86,7 @@ def vectorize_stage(schedule: Any, stage: Any) -> None:
     elif kind in ("chunks", "fold", "load"):
         if extent(schedule, loops[-1]) > 1:
             schedule.vectorize(loops[-1])
-        if kind == "load" and _is_padded(schedule, stage):
+        if kind == "load" and is_padded(schedule, stage):
             schedule.annotate(loops[-2], TAIL, extent(schedule, loops[-1]))
 
 

@@ -1,0 +1,86 @@
+"""Rule ``attention``: a head at a time in parallel, then blocks of query rows with all their stages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toolchain.tvm.loops import COLUMNS, VECTORS
+from toolchain.tvm.loops.rows import STAGE
+from toolchain.tvm.machine import Machine
+from toolchain.tvm.schedules.common import blocks_of, extent, mark_of, name_of
+from toolchain.tvm.schedules.rows import is_padded, keep_local, vectorize_ragged, vectorize_stage
+from toolchain.tvm.schedules.tails import TAIL
+from toolchain.tvm.schedules.tiled import anchor_of
+
+
+def attention(schedule: Any, machine: Machine) -> None:
+    """Loops (b, h) in parallel, keys packed there; then blocks of rows."""
+    last = anchor_of(schedule, "attention")
+    lanes = machine.lanes("float32")
+    rows, vectors = (int(mark_of(schedule, last, key)) for key in (COLUMNS, VECTORS))
+    b, s, h, d = schedule.get_loops(last)
+    s_outer, s_inner = schedule.split(s, [None, rows])
+    schedule.reorder(b, h, s_outer, s_inner, d)
+    stages = [(str(mark_of(schedule, block, STAGE)), block) for block in blocks_of(schedule)[:-1]]
+    (scores,) = (block for kind, block in stages if kind == "scores")
+    for kind, block in reversed(stages):
+        where = h if kind == "pack" else s_outer
+        if kind == "products":
+            where = _score_tiles(schedule, scores)
+        schedule.compute_at(block, where, preserve_unit_loops=True)
+        keep_local(schedule, block)
+    schedule.parallel(schedule.fuse(b, h))
+    for kind, block in stages:
+        if kind in ("reduce", "fold"):
+            vectorize_stage(schedule, block)
+        elif kind == "powers":
+            schedule.vectorize(schedule.get_loops(block)[-1])
+        elif kind in ("pack", "mask"):
+            _filled(schedule, block)
+        elif kind == "products":
+            _products(schedule, block, lanes)
+        elif kind == "weighted":
+            _weighted(schedule, block, vectors)
+    vectorize_ragged(schedule, d, lanes)
+
+
+def _filled(schedule: Any, block: Any) -> None:
+    loops = schedule.get_loops(block)
+    schedule.vectorize(loops[-1])
+    if is_padded(schedule, block):
+        # Keys are filled up along their tiles, the axis before the depth; values and masks along the last but one.
+        where = loops[-3] if "keys" in name_of(schedule, block) else loops[-2]
+        schedule.annotate(where, TAIL, extent(schedule, loops[-1]))
+
+
+def _score_tiles(schedule: Any, scores: Any) -> Any:
+    """The loop over tiles of keys, around that over rows."""
+    *_, r, t, w = schedule.get_loops(scores)
+    schedule.reorder(t, r, w)
+    schedule.unroll(r)
+    schedule.vectorize(w)
+    return t
+
+
+def _products(schedule: Any, products: Any, lanes: int) -> None:
+    """A tile of rows x vectors of keys in registers over the whole depth."""
+    *_, r, _, w, d = schedule.get_loops(products)
+    v, lane = schedule.split(w, [None, lanes])
+    schedule.reorder(d, r, v, lane)
+    _unroll(schedule, [r, v, lane])
+    schedule.decompose_reduction(products, d)
+
+
+def _weighted(schedule: Any, block: Any, vectors: int) -> None:
+    """A tile of rows x vectors of the result in registers over all keys."""
+    *_, r, v, lane, t = schedule.get_loops(block)
+    v_outer, v_inner = schedule.split(v, [None, vectors])
+    schedule.reorder(v_outer, t, r, v_inner, lane)
+    _unroll(schedule, [r, v_inner, lane])
+    schedule.decompose_reduction(block, t)
+
+
+def _unroll(schedule: Any, loops: list[Any]) -> None:
+    schedule.vectorize(loops[-1])
+    for loop in loops[:-1]:
+        schedule.unroll(loop)
