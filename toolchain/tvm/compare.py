@@ -28,8 +28,12 @@ SINGLE = Tolerance(1e-3, 1e-4)
 HALF = Tolerance(3e-2, 1e-2)
 """ONNX Runtime's CPU computes float16 in float32, where TVM accumulates in float16."""
 
-INT8 = Tolerance(1e-1, 1e-2)
-"""Each quantized operator may round to the neighbouring one of 256 steps, and the next one starts from that."""
+INT8 = Tolerance(3e-1, 1e-2)
+"""Each quantized operator may round to the neighbouring one of 256 steps, and the next one starts from that.
+
+ONNX Runtime with and without its optimizations differs by 0.7 % of the largest value on resnet18, by 19 % on MiniLM:
+this comparison finds code that is wrong; whether an int8 engine is good enough is for the accuracy gates.
+"""
 
 
 def tolerance_of(precision: str) -> Tolerance:

@@ -23,6 +23,7 @@ from toolchain.tvm.loops.conv import (
     pack_depthwise,
     pack_weights,
 )
+from toolchain.tvm.loops.pool import max_pool2d, max_pool_fits
 from toolchain.tvm.machine import Machine
 from toolchain.tvm.tiles import ceil_div, choose_tile
 
@@ -246,6 +247,9 @@ class _Layouts:
         else:
             pool = relax.op.nn.max_pool2d if operator_of(call) == "relax.nn.max_pool2d" else relax.op.nn.avg_pool2d
             sizes = [ints(v) for v in (a.pool_size, a.strides, a.padding, a.dilation)]
+            window = (sizes[0][0], sizes[0][1])
+            if pool is relax.op.nn.max_pool2d and max_pool_fits(window, _sizes(a), bool(a.ceil_mode)):
+                return Blocked(graph.emit(_max_pool(graph, source.value, window, _sizes(a))), source.channels)
             made = pool(source.value, *sizes, bool(a.ceil_mode), bool(a.count_include_pad), layout, layout)
         return Blocked(graph.emit(made), source.channels)
 
@@ -298,11 +302,21 @@ class _Layouts:
         return made
 
 
+def _max_pool(graph: Graph, value: Any, window: tuple[int, int], sizes: Conv2d) -> Any:
+    return graph.builder.call_te(
+        lambda x: max_pool2d(x, window, sizes),
+        value,
+        primfunc_name_hint="max_pool2d",
+        primfunc_attrs={"op_pattern": OUT_FUSIBLE},
+    )
+
+
 def _sizes(attrs: Any) -> Conv2d:
     stride_y, stride_x = ints(attrs.strides)
     top, left, bottom, right = ints(attrs.padding)
     dilation_y, dilation_x = ints(attrs.dilation)
-    return Conv2d((stride_y, stride_x), (top, left, bottom, right), (dilation_y, dilation_x), int(attrs.groups))
+    groups = int(getattr(attrs, "groups", 1))
+    return Conv2d((stride_y, stride_x), (top, left, bottom, right), (dilation_y, dilation_x), groups)
 
 
 def _constant(value: np.ndarray) -> Any:

@@ -15,6 +15,7 @@ stored.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from toolchain.tvm.graph.quantized import (
@@ -175,7 +176,7 @@ class _Integer:
         )
         sums = weights[0].astype("int64").sum((1, 2, 3)).reshape(1, -1, 1, 1)
         scale = data.scale.reshape(()) * weights[1].reshape((1, -1, 1, 1) if weights[1].size > 1 else ())
-        return self._shifted(graph, Sum(graph.emit(product), scale), -zero * sums)
+        return Sum(graph.emit(product), scale).shifted(-zero * sums)
 
     def _matmul(self, graph: Graph, call: Any) -> Sum | None:
         from tvm import relax
@@ -186,25 +187,16 @@ class _Integer:
         product = relax.op.matmul(data.value, relax.const(weights[0], "int8"), out_dtype="int32")
         sums = weights[0].astype("int64").sum(0)
         scale = data.scale.reshape(()) * weights[1].reshape((-1,) if weights[1].size > 1 else ())
-        return self._shifted(graph, Sum(graph.emit(product), scale), -int(data.zero.ravel()[0]) * sums)
-
-    def _shifted(self, graph: Graph, total: Sum, by: np.ndarray) -> Sum:
-        """``total`` plus int32 ``by``."""
-        from tvm import relax
-
-        if not by.any():
-            return total
-        value = graph.emit(relax.op.add(total.value, constant(by, "int32")))
-        return Sum(value, total.scale, total.offset, total.low, total.high)
+        return Sum(graph.emit(product), scale).shifted(-int(data.zero.ravel()[0]) * sums)
 
     def _add(self, graph: Graph, call: Any) -> Sum | None:
         """A constant for each output channel joins the sum, as an integer if it is one."""
         import numpy as np
 
         for index in (0, 1):
-            total = self._get(self._sums, call.args[index])
+            total: Sum | None = self._get(self._sums, call.args[index])
             bias = constant_of(graph.definition(call.args[1 - index]))
-            if total is None or bias is None or total.low > float("-inf") or total.high < float("inf"):
+            if total is None or bias is None or total.bounded:
                 continue
             shape = shape_of(total.value) or []
             if not _per_channel(bias.shape, shape):
@@ -214,9 +206,9 @@ class _Integer:
             whole = np.rint(steps)
             exact = np.isfinite(steps).all() and (abs(whole) < _INT32 // 2).all()
             if total.offset is None and exact and (abs(steps - whole) <= 1e-3 + 1e-6 * abs(whole)).all():
-                return self._shifted(graph, total, whole.astype(np.int64))
+                return total.shifted(whole.astype(np.int64))
             offset = bias if total.offset is None else total.offset + bias
-            return Sum(total.value, total.scale, offset.astype(np.float32))
+            return replace(total, offset=offset.astype(np.float32))
         return None
 
     def _clip(self, graph: Graph, call: Any) -> Sum | None:
@@ -224,12 +216,12 @@ class _Integer:
         return None if low is None or high is None else self._bounded(call, float(low), float(high))
 
     def _bounded(self, call: Any, low: float | None, high: float | None) -> Sum | None:
-        total = self._get(self._sums, call.args[0])
+        total: Sum | None = self._get(self._sums, call.args[0])
         if total is None or (low is None and high is None):
             return None
         floor = total.low if low is None else max(total.low, low)
         ceiling = total.high if high is None else min(total.high, high)
-        return Sum(total.value, total.scale, total.offset, floor, ceiling)
+        return replace(total, low=floor, high=ceiling)
 
     def _mean(self, graph: Graph, call: Any) -> Sum | None:
         """Sums in int32, as long as they fit: 2**23 values of 8 bits do."""
@@ -246,17 +238,17 @@ class _Integer:
         wide = graph.emit(relax.op.astype(data.value, "int32"))
         total = graph.emit(relax.op.sum(wide, axes, bool(call.attrs.keepdims)))
         scale = (data.scale.reshape(()) / np.float32(count)).astype(np.float32)
-        return self._shifted(graph, Sum(total, scale), np.array(-int(data.zero.ravel()[0]) * count))
+        return Sum(total, scale).shifted(np.array(-int(data.zero.ravel()[0]) * count))
 
     def _moved(self, graph: Graph, call: Any) -> Quantized | Sum | None:
         """Values that only change their places, or of which the largest is taken."""
         from tvm import relax
 
-        total = self._get(self._sums, call.args[0])
+        total: Sum | None = self._get(self._sums, call.args[0])
         name = operator_of(call)
-        if total is not None and name in _RESHAPES and total.scale.size == 1 and total.offset is None:
+        if total is not None and name in _RESHAPES and total.uniform:
             moved = relax.Call(call.op, [total.value, *call.args[1:]], call.attrs, call.ty_args)
-            return Sum(graph.emit(moved), total.scale, None, total.low, total.high)
+            return replace(total, value=graph.emit(moved))
         source = self._get(self._quantized, call.args[0])
         if source is None or not (source.whole or name == "relax.permute_dims"):
             return None

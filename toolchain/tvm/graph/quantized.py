@@ -5,7 +5,7 @@ ONNX defines  real = (q - zero) * scale  and  q = saturate(round_half_even(real 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from toolchain.tvm.graph.rewrite import Graph
@@ -64,20 +64,44 @@ class Quantized:
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """int32 sums of products: real = clip(value * scale + offset, low, high).
+    """int32 sums of products: real = clip((value + shift) * scale + offset, low, high).
 
     Attributes:
         value: the int32 tensor.
         scale: float32, broadcast against ``value``.
+        shift: integers, broadcast against ``value``; None for none.
         offset: float32, broadcast against ``value``; None for none.
         low, high: bounds.
     """
 
     value: Any
     scale: np.ndarray
+    shift: np.ndarray | None = None
     offset: np.ndarray | None = None
     low: float = float("-inf")
     high: float = float("inf")
+
+    @property
+    def bounded(self) -> bool:
+        return self.low > float("-inf") or self.high < float("inf")
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all its parameters hold for all values."""
+        return self.scale.size == 1 and self.offset is None and (self.shift is None or self.shift.size == 1)
+
+    def shifted(self, by: np.ndarray) -> Sum:
+        """This sum plus integers."""
+        return replace(self, shift=by if self.shift is None else self.shift + by)
+
+    def total(self, graph: Graph) -> Any:
+        """The shifted sum as float32."""
+        from tvm import relax
+
+        value = self.value
+        if self.shift is not None and self.shift.any():
+            value = graph.emit(relax.op.add(value, constant(self.shift, "int32")))
+        return graph.emit(relax.op.astype(value, "float32"))
 
 
 def quantized_constant(call: Any, graph: Graph) -> tuple[np.ndarray, np.ndarray] | None:
@@ -124,7 +148,7 @@ def real_sum(graph: Graph, source: Sum) -> Any:
     from tvm import relax
 
     op = relax.op
-    real = op.multiply(graph.emit(op.astype(source.value, "float32")), constant(source.scale, "float32"))
+    real = op.multiply(source.total(graph), constant(source.scale, "float32"))
     if source.offset is not None:
         real = op.add(graph.emit(real), constant(source.offset, "float32"))
     if source.low > float("-inf"):
@@ -141,7 +165,7 @@ def requantized(graph: Graph, source: Sum, scale: float, zero: int, dtype: str) 
 
     op = relax.op
     factor = (source.scale.astype(np.float64) / scale).astype(np.float32)
-    scaled = graph.emit(op.multiply(graph.emit(op.astype(source.value, "float32")), constant(factor, "float32")))
+    scaled = graph.emit(op.multiply(source.total(graph), constant(factor, "float32")))
     if source.offset is not None:
         offset = (source.offset.astype(np.float64) / scale).astype(np.float32)
         scaled = graph.emit(op.add(scaled, constant(offset, "float32")))
