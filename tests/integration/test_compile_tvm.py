@@ -14,8 +14,14 @@ import tvm_support
 from onnx import helper
 from tvm_support import BATCH, X86_V3, X86_V4, Graph, Stages, attention, cortex, digits_cnn, save_unary
 
+from toolchain.data import Batch, write_batches
 from toolchain.errors import ExitCode
 from toolchain.host import detect_host
+from toolchain.quantize.calibration import calibrate
+from toolchain.quantize.dynamic import quantize_dynamic
+from toolchain.quantize.model import load_prepared, write_model
+from toolchain.quantize.scheme import Scheme
+from toolchain.quantize.static import quantize_static
 from toolchain.stages import compile_tvm
 from toolchain.stages.compile_tvm import Options
 from toolchain.tvm.cuda import kernel_architectures
@@ -171,6 +177,35 @@ def test_an_int8_model_is_compiled_and_says_which_product_of_two_values_is_compu
     assert ran.facts["checked"] == "native"
     assert ran.facts["float_products"] == ["square"]
     assert ran.description["precision"] == "int8-static"
+
+
+@pytest.mark.parametrize("precision", ["int8-static", "int8-dynamic"])
+def test_digits_in_int8_with_dynamic_batch_gives_one_engine(
+    stages: Stages, digits: Path, tmp_path: Path, precision: str
+) -> None:
+    onnx_folder = tmp_path / "onnx"
+    onnx_folder.mkdir()
+    shutil.copy(digits / "contract.json", onnx_folder)
+    quantized_copy(digits, onnx_folder, precision)
+    ran = stages.run(compile_tvm, replace(V3, precision=precision), onnx_folder)
+    assert not ran.refused
+    assert ran.description["variants"] == [{"file": "model.so", "sizes": {}}]
+    assert ran.facts["checked"] == "native"
+    assert ran.facts["float_products"] == []
+    assert ran.facts["max_abs_error"] < 0.05
+
+
+def quantized_copy(source: Path, folder: Path, precision: str) -> None:
+    """As the stage quantize does, on random images."""
+    model, scheme = load_prepared(source), Scheme(reduce_range=True)
+    if precision == "int8-dynamic":
+        write_model(quantize_dynamic(model, scheme), folder)
+        return
+    images = np.random.default_rng(0).standard_normal((32, 1, 8, 8)).astype(np.float32)
+    data = folder.parent / "data"
+    data.mkdir()
+    write_batches(data, [Batch({"x": images}, size=32)])
+    write_model(quantize_static(model, calibrate(model, data, scheme), scheme), folder)
 
 
 @pytest.mark.parametrize("target", [cortex("cortex-a72", "+neon"), cortex("cortex-a76", "+neon", "+dotprod")])
