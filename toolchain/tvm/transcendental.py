@@ -110,8 +110,8 @@ def _power_of_two(n: Any) -> Any:
 
 
 def sigmoid(x: Any) -> Any:
-    """1 / (1 + e^-x)."""
-    return _constant(1.0) / (_constant(1.0) + exp(_constant(0.0) - x))
+    """(1 + tanh(x / 2)) / 2: cheaper than by way of exp, and as exact in the absolute (below 1e-7)."""
+    return tanh(x * _constant(0.5)) * _constant(0.5) + _constant(0.5)
 
 
 def tanh(x: Any) -> Any:

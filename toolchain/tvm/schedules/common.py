@@ -10,6 +10,9 @@ from toolchain.tvm.machine import Machine, dtype_bits
 PARALLEL_MIN = 1 << 14
 """Fewest iterations worth waking other threads for: a launch costs some microseconds."""
 
+_LONG = 60
+"""Nodes of an expression beyond which a tile's epilogue becomes a loop: more than sums, bounds and a residual."""
+
 
 class DoesNotFitError(Exception):
     """A rule doesn't fit this loop nest."""
@@ -89,12 +92,39 @@ def split_epilogue(schedule: Any, anchor: Any) -> Any:
     return after[-1]
 
 
+def is_heavy(schedule: Any, block: Any) -> bool:
+    """Whether what ``block`` computes is too long to be written out once for each accumulator of a tile."""
+    import tvm_ffi
+    from tvm import ir
+
+    count = 0
+
+    def visit(_node: Any) -> None:
+        nonlocal count
+        count += 1
+
+    tvm_ffi.structural_walk(schedule.get(block).body, (ir.Expr, visit))
+    return count > _LONG
+
+
+def settle(schedule: Any, anchor: Any, final: Any) -> Any:
+    """Has the tile of ``anchor`` copied from registers to a small buffer, from which ``final`` reads it.
+
+    Where the work behind a product is long, its loops over the tile then need not be unrolled: registers can't
+    be indexed.  One store and one load an accumulator are little beside that work.  Returns the block that copies.
+    """
+    buffer = schedule.get(anchor).writes[0].source
+    reads = [region.source for region in schedule.get(final).reads]
+    index = next(i for i, source in enumerate(reads) if source.same_as(buffer))
+    return schedule.cache_read(final, index, "local")
+
+
 def spatial(schedule: Any, block: Any, machine: Machine) -> None:
     """A block without reduction: parallel outside, a vector inside where memory is walked in order."""
     loops = schedule.get_loops(block)
     work = work_of(schedule, loops)
     *outer, last = loops
-    lanes = _dividing(extent(schedule, last), lanes_of(schedule, block, machine))
+    lanes = dividing_lanes(extent(schedule, last), lanes_of(schedule, block, machine))
     if lanes and walks_lanes(schedule, block, len(loops) - 1):
         last_outer, lane = schedule.split(last, [None, lanes])
         schedule.vectorize(lane)
@@ -102,7 +132,7 @@ def spatial(schedule: Any, block: Any, machine: Machine) -> None:
     parallel(schedule, outer or [last], work)
 
 
-def _dividing(size: int, lanes: int) -> int:
+def dividing_lanes(size: int, lanes: int) -> int:
     """The largest power of two from 4 up to ``lanes`` that divides ``size``; 0 if there is none."""
     while lanes >= 4:
         if size and size % lanes == 0:
@@ -119,7 +149,7 @@ def reduction(schedule: Any, block: Any, machine: Machine) -> None:
     reduces = [loop for loop, kind in zip(loops, of_kind, strict=True) if kind == 2]
     outer = [loops[i] for i in where]
     if where and walks_lanes(schedule, block, where[-1]):
-        lanes = _dividing(extent(schedule, outer[-1]), lanes_of(schedule, block, machine))
+        lanes = dividing_lanes(extent(schedule, outer[-1]), lanes_of(schedule, block, machine))
         if lanes:
             last_outer, lane = schedule.split(outer[-1], [None, lanes])
             outer[-1] = last_outer

@@ -14,9 +14,14 @@ from toolchain.tvm.machine import Machine
 from toolchain.tvm.schedules.common import (
     DoesNotFitError,
     blocks_of,
+    dividing_lanes,
+    extent,
+    is_heavy,
+    lanes_of,
     mark_of,
     name_of,
     parallel,
+    settle,
     spatial,
     split_epilogue,
     work_of,
@@ -56,22 +61,50 @@ def convolution(schedule: Any, machine: Machine) -> None:
     loops = schedule.get_loops(final)
     if len(loops) != 5:
         raise DoesNotFitError
+    copy = settle(schedule, anchor, final) if is_heavy(schedule, final) else None
     b, o, y, x, lane = loops
     o_outer, o_inner = schedule.split(o, [None, vectors])
-    y_outer, y_inner = schedule.split(y, [None, rows])
-    x_outer, x_inner = schedule.split(x, [None, columns])
-    outer, inner = [b, o_outer, y_outer, x_outer], [y_inner, x_inner, o_inner, lane]
-    schedule.reorder(*outer, *inner)
+    if _is_broadcast(schedule, anchor, y, x):
+        # One pixel, of which all others are made: a gate of channels.
+        outer, inner = [b, o_outer], [o_inner, lane]
+        schedule.reorder(b, o_outer, y, x, o_inner, lane)
+    else:
+        y_outer, y_inner = schedule.split(y, [None, rows])
+        x_outer, x_inner = schedule.split(x, [None, columns])
+        outer, inner = [b, o_outer, y_outer, x_outer], [y_inner, x_inner, o_inner, lane]
+        schedule.reorder(*outer, *inner)
+    _finish(schedule, copy, outer, inner)
     schedule.compute_at(anchor, outer[-1], preserve_unit_loops=True)
     tile = schedule.get_loops(anchor)[len(outer) :]
     _, o_c, y_c, _, x_c, lane_c, *reduces = tile
     schedule.reorder(*reduces, y_c, x_c, o_c, lane_c)
     unroll_tile(schedule, [y_c, x_c, o_c, lane_c])
-    unroll_tile(schedule, inner)
-    _pads(schedule, machine)
+    for pad in _pads(schedule):
+        if len(schedule.get_loops(pad)) == 4:
+            _pad_plain(schedule, pad, machine)
+        else:
+            spatial(schedule, pad, machine)
     # Before the split into initialization and update: afterwards two blocks write the same buffer.
-    parallel(schedule, outer[:-1], 0)
+    parallel(schedule, outer[:3], 0)
     schedule.decompose_reduction(anchor, reduces[0])
+
+
+def _finish(schedule: Any, copy: Any, outer: list[Any], inner: list[Any]) -> None:
+    """Schedules what is done with a tile: unrolled, or, behind ``copy`` (see :func:`settle`), as loops."""
+    if copy is None:
+        unroll_tile(schedule, inner)
+        return
+    schedule.vectorize(inner[-1])
+    schedule.compute_at(copy, outer[-1], preserve_unit_loops=True)
+    unroll_tile(schedule, schedule.get_loops(copy)[len(outer) :])
+
+
+def _is_broadcast(schedule: Any, anchor: Any, y: Any, x: Any) -> bool:
+    """Whether the anchor makes one pixel and the loops ``y`` and ``x`` behind it make several."""
+    _, _, height, across, _, _, *_ = schedule.get_loops(anchor)
+    one = extent(schedule, height) == extent(schedule, across) == 1
+    columns = int(mark_of(schedule, anchor, COLUMNS))
+    return one and (extent(schedule, y) != 1 or extent(schedule, x) not in range(1, columns + 1))
 
 
 def depthwise(schedule: Any, machine: Machine) -> None:
@@ -91,8 +124,7 @@ def depthwise(schedule: Any, machine: Machine) -> None:
     schedule.unroll(kx)
     unroll_tile(schedule, [x_c, lane_c])
     unroll_tile(schedule, [x_inner, lane])
-    pads = [block for block in blocks_of(schedule) if name_of(schedule, block).startswith("pad")]
-    for pad in pads:
+    for pad in _pads(schedule):
         schedule.compute_at(pad, c, preserve_unit_loops=True)
         schedule.vectorize(schedule.get_loops(pad)[-1])
     parallel(schedule, [b, c], 0)
@@ -107,22 +139,34 @@ def dense(schedule: Any, machine: Machine) -> None:
     loops = schedule.get_loops(final)
     if len(loops) != 2:
         raise DoesNotFitError
+    copy = settle(schedule, anchor, final) if is_heavy(schedule, final) else None
     m, n = loops
     work = work_of(schedule, schedule.get_loops(anchor))
     width = int(schedule.get(schedule.get_loops(anchor)[3]).extent)
     n_outer, n_inner, lane = schedule.split(n, [None, vectors, width])
     m_outer, m_inner = schedule.split(m, [None, rows])
     schedule.reorder(n_outer, m_outer, m_inner, n_inner, lane)
+    _finish(schedule, copy, [n_outer, m_outer], [m_inner, n_inner, lane])
     schedule.compute_at(anchor, m_outer, preserve_unit_loops=True)
     o_c, _, m_c, lane_c, k = schedule.get_loops(anchor)[2:]
     schedule.reorder(k, m_c, o_c, lane_c)
     unroll_tile(schedule, [m_c, o_c, lane_c])
-    unroll_tile(schedule, [m_inner, n_inner, lane])
     parallel(schedule, [n_outer, m_outer], work)
     schedule.decompose_reduction(anchor, k)
 
 
-def _pads(schedule: Any, machine: Machine) -> None:
-    for block in blocks_of(schedule):
-        if name_of(schedule, block).startswith("pad"):
-            spatial(schedule, block, machine)
+def _pads(schedule: Any) -> list[Any]:
+    return [block for block in blocks_of(schedule) if name_of(schedule, block).startswith("pad")]
+
+
+def _pad_plain(schedule: Any, pad: Any, machine: Machine) -> None:
+    """Zeros first, then the image over them: a condition on the column would keep its loop from becoming vectors."""
+    b, c, y, _ = schedule.get_loops(pad)
+    fill = schedule.decompose_padding(pad, y)
+    for block in (fill, pad):
+        *_, last = schedule.get_loops(block)
+        lanes = dividing_lanes(extent(schedule, last), lanes_of(schedule, block, machine))
+        if lanes:
+            _, lane = schedule.split(last, [None, lanes])
+            schedule.vectorize(lane)
+    parallel(schedule, [b, c], 0)
