@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from tvm_support import Graph, save_unary
 
@@ -34,7 +34,8 @@ MACHINES = {
     "256 bits, 16 registers": Machine(PLAIN, "cpu", HOST.arch, 256, 16),
     "512 bits, 32 registers": Machine(PLAIN, "cpu", HOST.arch, 512, 32),
 }
-EXAMPLES = settings(max_examples=4, deadline=None)
+# A compilation an example: a failing one is reported as it was found, not made smaller.
+EXAMPLES = settings(max_examples=4, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 
 
 def check(graph: Graph, result: str, shape: list[int | str], feeds: list[np.ndarray], machine: Machine) -> Notes:
@@ -101,7 +102,7 @@ def test_convolutions_of_every_kind_agree(machine: Machine, case: Mapping[str, o
     )
     assert notes.unscheduled == []
     assert "convolution" in notes.rules.values()
-    assert ("depthwise" in notes.rules.values()) == (case["kind"] == "depthwise")
+    assert ("depthwise" in notes.rules.values()) == (case["kind"] == "depthwise" and channels > 1)
 
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES.keys())

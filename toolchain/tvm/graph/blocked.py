@@ -117,7 +117,7 @@ class _Layouts:
             return None
         oc, per_group, kh, kw = weights.shape
         lanes = self._machine.lanes(dtype)
-        if conv.groups == oc and per_group == 1:
+        if conv.groups == oc > 1 and per_group == 1:
             return self._depthwise(graph, call, conv, weights, lanes)
         if conv.groups > 1 and (per_group % lanes or oc // conv.groups % lanes):
             return None
