@@ -264,6 +264,25 @@ def test_avx2_multiplies_pairs_in_16_bits_only_where_they_fit() -> None:
     assert 0 < reduced.count("vpmaddubsw") < full.count("vpmaddubsw")
 
 
+@pytest.mark.parametrize("machine", RUNNABLE)
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(1, 7, 5), (9, 40, 48)])
+def test_dynamic_quantization_multiplies_integers(machine: str, rows: int, depth: int, columns: int) -> None:
+    q = Qdq([2, rows, depth])
+    q.nodes.append(helper.make_node("DynamicQuantizeLinear", ["x"], ["a", "scale", "zero"], name="quantize"))
+    weights, scales = q.random.integers(-127, 128, (depth, columns)), q.random.uniform(0.001, 0.02, columns)
+    total = q.add("Cast", q.add("MatMulInteger", "a", q.constant(weights.astype(np.int8)), "zero"), to=1)
+    factor = q.add("Mul", "scale", q.constant(scales.astype(np.float32)))
+    model = q.model(q.add("Mul", total, factor), "float32")
+    x = np.random.default_rng(0).standard_normal((2, rows, depth)).astype(np.float32)
+    library, notes = compiled(model, MACHINES[machine])
+    assert "dense int8" in notes.rules.values()
+    assert notes.unscheduled == []
+    [have], [want] = library.run([x]), as_defined(model, x)
+    # The scale is found at run time: a value in the middle between two steps may go either way.
+    step = float(np.abs(weights * scales).max()) * 6 / 255
+    assert np.abs(have - want).max() <= step
+
+
 def test_weights_without_quantized_data_are_refused_by_name() -> None:
     q = Qdq([1, 16, 8, 8])
     weights, _ = q.weights(32, 16, 3, 3)

@@ -27,6 +27,8 @@ def generic(schedule: Any, machine: Machine) -> None:
         if "pad" not in name_of(schedule, block):
             schedule.compute_inline(block)
     for block in blocks_of(schedule):
+        if not schedule.get_loops(block):
+            continue  # a single value
         of_kind = kinds(schedule, block)
         if len(of_kind) != len(schedule.get_loops(block)) or not set(of_kind) <= {0, 2}:
             raise DoesNotFitError
