@@ -8,7 +8,7 @@ from typing import Any
 from toolchain.tvm.graph.rewrite import Graph, graph_pass
 from toolchain.tvm.graph.values import constant_of, dtype_of, ints, operator_of, same_shape, shape_of
 from toolchain.tvm.loops import OPAQUE
-from toolchain.tvm.loops.attention import Sizes, attention, plan
+from toolchain.tvm.loops.attention import Axes, Sizes, attention, plan
 from toolchain.tvm.machine import Machine
 
 
@@ -19,10 +19,10 @@ def attention_kernels(machine: Machine) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """Queries, keys or values: the tensor that they lie in, and in which order; see :func:`loops.attention.read`."""
+    """Queries, keys or values: the tensor that they lie in, and what its axes are."""
 
     source: Any
-    order: str
+    axes: Axes
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,11 @@ class _Attention:
             return call
         if not same_shape(value_shape, [b, h, t, depth]) or not _fits(scores.mask, [b, h, s, t]):
             return call
-        views = [_view(graph, query), _transposed_view(graph, keys), _view(graph, values)]
-        orders = (views[0].order, views[1].order, views[2].order)
+        views = [
+            _view(graph, operand, axes)
+            for operand, axes in ((query, tuple("bhsd")), (keys, tuple("bhds")), (values, tuple("bhsd")))
+        ]
+        orders = (views[0].axes, views[1].axes, views[2].axes)
         made = plan(Sizes(b, h, s, t, depth), self._machine)
         masks = [] if scores.mask is None else [scores.mask]
         result = graph.emit(
@@ -121,23 +124,20 @@ def _fits(mask: Any, shape: list[Any]) -> bool:
     return all((isinstance(a, int) and a == 1) or same_shape([a], [b]) for a, b in pairs)
 
 
-def _view(graph: Graph, value: Any) -> _View:
-    """A (b, h, s, d) value, read before its transposition if it is one."""
-    made = graph.definition(value)
-    if operator_of(made) == "relax.permute_dims" and ints(made.attrs.axes) == [0, 2, 1, 3]:
-        return _View(made.args[0], "bshd")
-    return _View(value, "bhsd")
-
-
-def _transposed_view(graph: Graph, value: Any) -> _View:
-    """A (b, h, d, s) value, read before its transposition if it is one."""
-    made = graph.definition(value)
-    if operator_of(made) == "relax.permute_dims":
-        if ints(made.attrs.axes) == [0, 2, 3, 1]:
-            return _View(made.args[0], "bshd")
-        if ints(made.attrs.axes) == [0, 1, 3, 2]:
-            return _view(graph, made.args[0])
-    return _View(value, "bhds")
+def _view(graph: Graph, value: Any, axes: Axes) -> _View:
+    """``value``, whose axes are ``axes``, read where it lay before it was transposed or cut out of several."""
+    while True:
+        made, name = graph.definition(value), operator_of(graph.definition(value))
+        if name == "relax.permute_dims" and made.attrs.axes is not None:
+            before = dict(zip(ints(made.attrs.axes), axes, strict=True))
+            value, axes = made.args[0], tuple(before[i] for i in range(len(axes)))
+        elif name == "relax.take" and made.attrs.axis is not None:
+            index, axis = constant_of(graph.definition(made.args[1])), int(made.attrs.axis)
+            if index is None or index.ndim != 0 or axis < 0 or int(index) < 0:
+                return _View(value, axes)
+            value, axes = made.args[0], (*axes[:axis], int(index), *axes[axis:])
+        else:
+            return _View(value, axes)
 
 
 def _cancelled(graph: Graph, call: Any) -> Any:

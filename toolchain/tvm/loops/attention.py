@@ -17,6 +17,9 @@ from toolchain.tvm.loops.rows import STAGE, Space, exp_negative, per_row, reduce
 from toolchain.tvm.machine import Machine
 from toolchain.tvm.tiles import ceil_div, choose_tile
 
+Axes = tuple[str | int, ...]
+"""What the axes of a tensor are: ``"b"``, ``"h"``, ``"s"``, ``"d"``, or a number: that place of an axis."""
+
 _MANY = 64
 """Queries assumed where their number is known only at run time."""
 
@@ -62,7 +65,7 @@ def plan(sizes: Sizes, machine: Machine) -> Plan:
     vectors = ceil_div(sizes.depth, lanes)
     tile = choose_tile(known or _MANY, vectors, room)
     best = max(v for v in range(1, vectors + 1) if vectors % v == 0 and v <= tile.vectors)
-    packed = known is None or known > DOT_ROWS
+    packed = known is None or known > DOT_ROWS or sizes.depth % lanes != 0
     fitting = [v for v in range(1, 5) if room.holds(tile.rows, v)]
     score = max(v for v in fitting if v in (1, 2, 4))
     if isinstance(sizes.keys, int):
@@ -71,15 +74,16 @@ def plan(sizes: Sizes, machine: Machine) -> Plan:
     return Plan(lanes, tile.rows, score if packed else 1, best, packed)
 
 
-def read(tensor: Any, order: str, at: tuple[Any, Any, Any, Any]) -> Any:
-    """Element (b, h, s, d) of queries, keys or values whose axes lie in ``order``, e.g. ``"bshd"``."""
-    return tensor[tuple(at["bhsd".index(axis)] for axis in order)]
+def read(tensor: Any, axes: Axes, at: tuple[Any, Any, Any, Any]) -> Any:
+    """Element (b, h, s, d) of queries, keys or values."""
+    named = dict(zip("bhsd", at, strict=True))
+    return tensor[tuple(axis if isinstance(axis, int) else named[axis] for axis in axes)]
 
 
-def _sizes(query: Any, keys: Any, orders: tuple[str, str, str]) -> Sizes:
+def _sizes(query: Any, keys: Any, orders: tuple[Axes, Axes, Axes]) -> Sizes:
     """Sizes in terms of the operands' own variables."""
 
-    def axis(tensor: Any, order: str, name: str) -> Any:
+    def axis(tensor: Any, order: Axes, name: str) -> Any:
         size = tensor.shape[order.index(name)]
         return int(size) if hasattr(size, "value") else size
 
@@ -87,7 +91,7 @@ def _sizes(query: Any, keys: Any, orders: tuple[str, str, str]) -> Sizes:
     return Sizes(b, h, s, axis(keys, orders[1], "s"), d)
 
 
-def attention(operands: tuple[Any, ...], orders: tuple[str, str, str], scale: float, made: Plan) -> Any:
+def attention(operands: tuple[Any, ...], orders: tuple[Axes, Axes, Axes], scale: float, made: Plan) -> Any:
     """The loop nest; ``operands``: queries, keys, values and, maybe, a mask that broadcasts to (b, h, s, t)."""
     from tvm import te, tirx
 
@@ -108,7 +112,8 @@ def attention(operands: tuple[Any, ...], orders: tuple[str, str, str], scale: fl
     def asked(b: Any, h: Any, tile: Any, row: Any, d: Any) -> Any:
         return read(query, orders[0], (b, h, position(tile, row), d))
 
-    acc = _packed_scores(asked, keys, orders[1], sizes, made, space, tiles)
+    products = _packed_products if made.packed else _dot_products
+    acc = products(asked, keys, orders[1], sizes, made, space, tiles)
     shape = (*space.rows, tiles, width)
     ragged = not (isinstance(sizes.keys, int) and sizes.keys % width == 0)
     mask = _mask(masks[0], sizes, made, space, tiles, position) if masks else None
@@ -136,7 +141,7 @@ def attention(operands: tuple[Any, ...], orders: tuple[str, str, str], scale: fl
     return _result(powers, share, values, orders[2], sizes, made, space)
 
 
-def _packed_scores(asked: Any, keys: Any, order: str, sizes: Sizes, made: Plan, space: Space, tiles: Any) -> Any:
+def _packed_products(asked: Any, keys: Any, order: Axes, sizes: Sizes, made: Plan, space: Space, tiles: Any) -> Any:
     """Products of queries and keys, by (b, h, tile, row, tile of keys, place)."""
     from tvm import te, tirx
 
@@ -160,6 +165,38 @@ def _packed_scores(asked: Any, keys: Any, order: str, sizes: Sizes, made: Plan, 
         attrs={STAGE: "products"},
     )
     return lambda *at: acc[at]
+
+
+def _dot_products(asked: Any, keys: Any, order: Axes, sizes: Sizes, made: Plan, space: Space, tiles: Any) -> Any:
+    """The same without packing: a sum for each lane over a key's elements, then those added up by halves."""
+    from tvm import te
+
+    step = te.reduce_axis((0, sizes.depth // made.lanes), "d")
+
+    def partial(*at: Any) -> Any:
+        b, h, i, r, t, w, lane = at
+        place = te.min(t * made.lanes * made.score_vectors + w, sizes.keys - 1)
+        d = step * made.lanes + lane
+        return te.sum(asked(b, h, i, r, d) * read(keys, order, (b, h, place, d)), axis=step)
+
+    shape = (*space.rows, tiles, made.lanes * made.score_vectors)
+    result = te.compute((*shape, made.lanes), partial, name="dots", attrs={STAGE: "dots"})
+    width = made.lanes
+    while width > 1:
+        width //= 2
+        result = _halves(result, shape, width)
+    return lambda *at: result[(*at, 0)]
+
+
+def _halves(whole: Any, shape: tuple[Any, ...], width: int) -> Any:
+    from tvm import te
+
+    return te.compute(
+        (*shape, width),
+        lambda *at: whole[at] + whole[(*at[:-1], at[-1] + width)],
+        name=f"dots_{width}",
+        attrs={STAGE: "halves"},
+    )
 
 
 def _mask(mask: Any, sizes: Sizes, made: Plan, space: Space, tiles: Any, position: Any) -> Any:
@@ -187,7 +224,7 @@ def _mask(mask: Any, sizes: Sizes, made: Plan, space: Space, tiles: Any, positio
     return lambda b, h, i, r, t, w: loaded[b, h, i, r if by_row else 0, t, w]
 
 
-def _result(powers: Any, share: Any, values: Any, order: str, sizes: Sizes, made: Plan, space: Space) -> Any:
+def _result(powers: Any, share: Any, values: Any, order: Axes, sizes: Sizes, made: Plan, space: Space) -> Any:
     from tvm import te, tirx
 
     width = made.lanes * made.score_vectors

@@ -27,11 +27,13 @@ def attention(schedule: Any, machine: Machine) -> None:
         where = h if kind == "pack" else s_outer
         if kind == "products":
             where = _score_tiles(schedule, scores)
+        elif kind in ("dots", "halves"):
+            where = schedule.get_loops(scores)[-1]
         schedule.compute_at(block, where, preserve_unit_loops=True)
         keep_local(schedule, block)
     schedule.parallel(schedule.fuse(b, h))
     for kind, block in stages:
-        if kind in ("reduce", "fold"):
+        if kind in ("reduce", "fold", "dots", "halves"):
             vectorize_stage(schedule, block)
         elif kind == "powers":
             schedule.vectorize(schedule.get_loops(block)[-1])

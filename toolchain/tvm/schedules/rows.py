@@ -69,7 +69,7 @@ def is_padded(schedule: Any, block: Any) -> bool:
 def keep_local(schedule: Any, stage: Any) -> None:
     """Buffers of known size into registers or onto the stack."""
     shape = schedule.get(stage).writes[0].source.ty.shape
-    small = str(mark_of(schedule, stage, STAGE)) in ("reduce", "fold", "row", "products")
+    small = str(mark_of(schedule, stage, STAGE)) in ("reduce", "fold", "row", "products", "dots", "halves")
     if small or all(hasattr(size, "value") for size in list(shape)[-3:]):
         schedule.set_scope(stage, 0, "local")
 
@@ -78,12 +78,12 @@ def vectorize_stage(schedule: Any, stage: Any) -> None:
     """The lanes of one stage, computed already where it belongs."""
     kind = str(mark_of(schedule, stage, STAGE))
     loops = schedule.get_loops(stage)
-    if kind == "reduce":
+    if kind in ("reduce", "dots"):
         *_, lane, step = loops
         schedule.reorder(step, lane)
         schedule.vectorize(lane)
         schedule.decompose_reduction(stage, step)
-    elif kind in ("chunks", "fold", "load"):
+    elif kind in ("chunks", "fold", "halves", "load"):
         if extent(schedule, loops[-1]) > 1:
             schedule.vectorize(loops[-1])
         if kind == "load" and is_padded(schedule, stage):
