@@ -187,6 +187,39 @@ def test_matrix_products_are_within_one_step_of_their_definition(
 
 
 @pytest.mark.parametrize("machine", RUNNABLE)
+@pytest.mark.parametrize("group", [1, 12])
+def test_convolutions_of_lines_follow_each_other_in_8_bits(machine: str, group: int, tmp_path: Path) -> None:
+    q = Qdq([2, 12, 30])
+    first, scales = q.weights(24, 12, 5)
+    y = q.quantized(q.add("Relu", q.add("Conv", q.quantized("x"), first, q.bias(24, np.float32(0.05) * scales))))
+    second, _ = q.weights(24, 24 // group, 3)
+    y = q.add("Conv", y, second, group=group, strides=[2], pads=[1, 2])
+    model = q.model(q.add("QuantizeLinear", y, *q.parameters(0.1, 50)))
+    assert steps_apart(model, machine, [2, 12, 30]) <= 2
+
+
+@pytest.mark.parametrize("machine", RUNNABLE)
+@pytest.mark.parametrize("include", [0, 1])
+@pytest.mark.parametrize("pads", [[0] * 4, [1, 0, 1, 1]])
+def test_average_pooling_is_within_one_step(machine: str, include: int, pads: list[int]) -> None:
+    q = Qdq([1, 20, 9, 11])
+    y = q.add(
+        "AveragePool", q.quantized("x"), kernel_shape=[3, 2], strides=[2, 1], pads=pads, count_include_pad=include
+    )
+    assert steps_apart(q.model(q.add("QuantizeLinear", y, *q.parameters(0.02, 60))), machine, [1, 20, 9, 11]) <= 1
+
+
+@pytest.mark.parametrize("machine", RUNNABLE)
+def test_changes_of_shape_and_other_operators_between_8_bit_values(machine: str) -> None:
+    q = Qdq([2, 8, 6, 6])
+    y = q.quantized(q.add("Transpose", q.quantized("x"), perm=[0, 2, 3, 1]))
+    y = q.quantized(q.add("Slice", y, *(q.constant(np.array([v])) for v in (1, 5, 2))))
+    y = q.quantized(q.add("Reshape", y, q.constant(np.array([2, -1]))))
+    y = q.quantized(q.add("Sigmoid", q.add("Mul", y, y)), 1 / 255, 0)
+    assert steps_apart(q.model(q.add("QuantizeLinear", y, *q.parameters(1 / 200, 7))), machine, [2, 8, 6, 6]) <= 2
+
+
+@pytest.mark.parametrize("machine", RUNNABLE)
 def test_the_largest_values_do_not_saturate(machine: str) -> None:
     """255 * 127 twice is beyond 16 bits."""
     q = Qdq([2, 64])

@@ -120,7 +120,7 @@ def _problem(graph: _Graph, node: onnx.NodeProto) -> str:
         return "its weights are quantized, its data are not"
     weights = graph.weights(node.input[1])
     tensor = graph.constants[weights.input[0]]
-    if node.op_type == "Conv" and len(tensor.dims) != 4:
+    if node.op_type == "Conv" and len(tensor.dims) not in (3, 4):
         return f"its weights have {len(tensor.dims)} axes"
     if node.op_type != "Conv" and len(tensor.dims) != 2:
         return f"its weights have {len(tensor.dims)} axes"

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from toolchain.tvm.graph import sums
 from toolchain.tvm.graph.quantized import (
     LIMITS,
     Quantized,
@@ -56,7 +57,9 @@ class _Integer:
         self._rules: dict[str, Callable[[Graph, Any], Any]] = {
             "relax.dequantize": self._dequantize,
             "relax.quantize": self._quantize,
-            "relax.nn.conv2d": self._conv2d,
+            "relax.nn.conv1d": self._convolution,
+            "relax.nn.conv2d": self._convolution,
+            "relax.nn.avg_pool2d": self._average_pool,
             "relax.matmul": self._matmul,
             "relax.add": self._add,
             "relax.nn.relu": lambda graph, call: self._bounded(call, 0.0, None),
@@ -150,44 +153,17 @@ class _Integer:
             return None
         return weights, source.scale
 
-    def _conv2d(self, graph: Graph, call: Any) -> Sum | None:
-        from tvm import relax
-
+    def _convolution(self, graph: Graph, call: Any) -> Sum | None:
         data, weights = self._get(self._quantized, call.args[0]), self._weights(graph, call.args[1], 0)
-        attrs = call.attrs
-        layouts = (attrs.data_layout, attrs.kernel_layout, attrs.out_layout or attrs.data_layout)
-        if data is None or weights is None or not data.whole or layouts != ("NCHW", "OIHW", "NCHW"):
+        if data is None or weights is None or not data.whole:
             return None
-        zero, padding, source = int(data.zero.ravel()[0]), ints(attrs.padding), data.value
-        if zero and any(padding):
-            top, left, bottom, right = padding
-            source = graph.emit(
-                relax.op.nn.pad(source, [0, 0, 0, 0, top, bottom, left, right], "constant", float(zero))
-            )
-            padding = [0, 0, 0, 0]
-        product = relax.op.nn.conv2d(
-            source,
-            relax.const(weights[0], "int8"),
-            ints(attrs.strides),
-            padding,
-            ints(attrs.dilation),
-            int(attrs.groups),
-            out_dtype="int32",
-        )
-        sums = weights[0].astype("int64").sum((1, 2, 3)).reshape(1, -1, 1, 1)
-        scale = data.scale.reshape(()) * weights[1].reshape((1, -1, 1, 1) if weights[1].size > 1 else ())
-        return Sum(graph.emit(product), scale).shifted(-zero * sums)
+        return sums.convolution(graph, call, data, weights)
 
     def _matmul(self, graph: Graph, call: Any) -> Sum | None:
-        from tvm import relax
-
         data, weights = self._get(self._quantized, call.args[0]), self._weights(graph, call.args[1], -1)
         if data is None or weights is None or not data.whole or weights[0].ndim != 2:
             return None
-        product = relax.op.matmul(data.value, relax.const(weights[0], "int8"), out_dtype="int32")
-        sums = weights[0].astype("int64").sum(0)
-        scale = data.scale.reshape(()) * weights[1].reshape((-1,) if weights[1].size > 1 else ())
-        return Sum(graph.emit(product), scale).shifted(-int(data.zero.ravel()[0]) * sums)
+        return sums.product(graph, data, weights)
 
     def _add(self, graph: Graph, call: Any) -> Sum | None:
         """A constant for each output channel joins the sum, as an integer if it is one."""
@@ -198,8 +174,8 @@ class _Integer:
             bias = constant_of(graph.definition(call.args[1 - index]))
             if total is None or bias is None or total.bounded:
                 continue
-            shape = shape_of(total.value) or []
-            if not _per_channel(bias.shape, shape):
+            bias = total.along(bias)
+            if bias is None:
                 continue
             with np.errstate(all="ignore"):
                 steps = bias.astype(np.float64) / total.scale.astype(np.float64)
@@ -224,21 +200,14 @@ class _Integer:
         return replace(total, low=floor, high=ceiling)
 
     def _mean(self, graph: Graph, call: Any) -> Sum | None:
-        """Sums in int32, as long as they fit: 2**23 values of 8 bits do."""
-        import numpy as np
-        from tvm import relax
+        data: Quantized | None = self._get(self._quantized, call.args[0])
+        if data is None or not data.whole or call.attrs.axis is None:
+            return None
+        return sums.mean(graph, data, ints(call.attrs.axis), bool(call.attrs.keepdims))
 
-        data, shape = self._get(self._quantized, call.args[0]), shape_of(call.args[0])
-        if data is None or not data.whole or shape is None or call.attrs.axis is None:
-            return None
-        axes = ints(call.attrs.axis)
-        sizes = [shape[axis] for axis in axes]
-        if not all(isinstance(size, int) for size in sizes) or (count := int(np.prod(sizes))) >= 1 << 23:
-            return None
-        wide = graph.emit(relax.op.astype(data.value, "int32"))
-        total = graph.emit(relax.op.sum(wide, axes, bool(call.attrs.keepdims)))
-        scale = (data.scale.reshape(()) / np.float32(count)).astype(np.float32)
-        return Sum(total, scale).shifted(np.array(-int(data.zero.ravel()[0]) * count))
+    def _average_pool(self, graph: Graph, call: Any) -> Sum | None:
+        data: Quantized | None = self._get(self._quantized, call.args[0])
+        return None if data is None or not data.whole else sums.average_pool(graph, call, data)
 
     def _moved(self, graph: Graph, call: Any) -> Quantized | Sum | None:
         """Values that only change their places, or of which the largest is taken."""
@@ -300,12 +269,3 @@ _PRODUCTS = frozenset({
 def _scalar(graph: Graph, value: Any) -> float | None:
     found = constant_of(graph.definition(value))
     return float(found.reshape(())) if found is not None and found.size == 1 else None
-
-
-def _per_channel(shape: tuple[int, ...], target: list[Any]) -> bool:
-    """Whether a constant of ``shape`` holds one value, or one for each output channel of ``target``."""
-    axis = 1 if len(target) == 4 else len(target) - 1
-    wide = (1,) * (len(target) - len(shape)) + shape
-    return len(wide) == len(target) and all(
-        size == 1 or (i == axis and size == target[axis]) for i, size in enumerate(wide)
-    )

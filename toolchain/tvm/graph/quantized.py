@@ -72,6 +72,8 @@ class Sum:
         shift: integers, broadcast against ``value``; None for none.
         offset: float32, broadcast against ``value``; None for none.
         low, high: bounds.
+        axis: that of the output channels.
+        line: whether the second last axis, of size 1, is to be removed from what is made of it.
     """
 
     value: Any
@@ -80,6 +82,8 @@ class Sum:
     offset: np.ndarray | None = None
     low: float = float("-inf")
     high: float = float("inf")
+    axis: int = -1
+    line: bool = False
 
     @property
     def bounded(self) -> bool:
@@ -88,7 +92,24 @@ class Sum:
     @property
     def uniform(self) -> bool:
         """Whether all its parameters hold for all values."""
-        return self.scale.size == 1 and self.offset is None and (self.shift is None or self.shift.size == 1)
+        shifts = self.shift is None or self.shift.size == 1
+        return self.scale.size == 1 and self.offset is None and shifts and not self.line
+
+    def along(self, added: np.ndarray) -> np.ndarray | None:
+        """``added`` shaped to broadcast against ``value``, or None if it isn't one value, or one for each channel."""
+        target = shape_of(self.value) or []
+        axis = self.axis % len(target)
+        if added.size == 1:
+            return added.reshape(())
+        wanted = [target[axis] if i == axis else 1 for i in range(len(target))]
+        shape = [1] * (len(target) - self.line - added.ndim) + list(added.shape)
+        return added.reshape(wanted) if shape == wanted[: len(wanted) - self.line] or shape == wanted else None
+
+    def finished(self, graph: Graph, result: Any) -> Any:
+        """What was made of ``value``, element by element, in the shape of the operator's output."""
+        from tvm import relax
+
+        return relax.op.squeeze(graph.emit(result), [-2]) if self.line else result
 
     def shifted(self, by: np.ndarray) -> Sum:
         """This sum plus integers."""
@@ -155,7 +176,7 @@ def real_sum(graph: Graph, source: Sum) -> Any:
         real = op.maximum(graph.emit(real), relax.const(source.low, "float32"))
     if source.high < float("inf"):
         real = op.minimum(graph.emit(real), relax.const(source.high, "float32"))
-    return real
+    return source.finished(graph, real)
 
 
 def requantized(graph: Graph, source: Sum, scale: float, zero: int, dtype: str) -> Any:
@@ -174,7 +195,8 @@ def requantized(graph: Graph, source: Sum, scale: float, zero: int, dtype: str) 
         low = min(high, max(low, int(np.rint(np.float32(source.low / scale))) + zero))
     if source.high < float("inf"):
         high = max(low, min(high, int(np.rint(np.float32(source.high / scale))) + zero))
-    return saturated(graph, scaled, relax.const(float(zero) - _ROUND, "float32"), (low, high), dtype)
+    shift = relax.const(float(zero) - _ROUND, "float32")
+    return source.finished(graph, saturated(graph, scaled, shift, (low, high), dtype))
 
 
 def saturated(graph: Graph, scaled: Any, shift: Any, limits: tuple[int, int], dtype: str) -> Any:
