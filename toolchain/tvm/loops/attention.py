@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from toolchain.tvm.loops import COLUMNS, RULE, VECTORS
+from toolchain.tvm.loops import COLUMNS, ROWS, RULE, VECTORS
 from toolchain.tvm.loops.rows import STAGE, Space, exp_negative, per_row, reduce
 from toolchain.tvm.machine import Machine
 from toolchain.tvm.tiles import ceil_div, choose_tile
@@ -254,12 +254,12 @@ def _result(powers: Any, share: Any, values: Any, order: Axes, sizes: Sizes, mad
         (*space.rows, vectors, made.lanes),
         lambda b, h, i, r, v, lane: te.sum(powers[b, h, i, r, t // width, t % width] * value(b, h, v, lane), axis=t),
         name="weighted",
-        attrs={STAGE: "weighted"},
+        attrs={STAGE: "weighted", RULE: "attention_product", ROWS: 1, COLUMNS: made.rows, VECTORS: made.vectors},
     )
 
     def result(b: Any, s: Any, h: Any, d: Any) -> Any:
         row = (b, h, s // made.rows, s % made.rows)
         return acc[(*row, d // made.lanes, d % made.lanes)] * share[row]
 
-    marks = {RULE: "attention", COLUMNS: made.rows, VECTORS: made.vectors}
+    marks = {RULE: "attention", COLUMNS: made.rows}
     return te.compute((sizes.batch, sizes.queries, sizes.heads, sizes.depth), result, name="attended", attrs=marks)

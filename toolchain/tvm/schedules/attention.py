@@ -17,7 +17,7 @@ def attention(schedule: Any, machine: Machine) -> None:
     """Loops (b, h) in parallel, keys packed there; then blocks of rows."""
     last = anchor_of(schedule, "attention")
     lanes = machine.lanes("float32")
-    rows, vectors = (int(mark_of(schedule, last, key)) for key in (COLUMNS, VECTORS))
+    rows = int(mark_of(schedule, last, COLUMNS))
     b, s, h, d = schedule.get_loops(last)
     s_outer, s_inner = schedule.split(s, [None, rows])
     schedule.reorder(b, h, s_outer, s_inner, d)
@@ -42,7 +42,7 @@ def attention(schedule: Any, machine: Machine) -> None:
         elif kind == "products":
             _products(schedule, block, lanes)
         elif kind == "weighted":
-            _weighted(schedule, block, vectors)
+            _weighted(schedule, block)
     vectorize_ragged(schedule, d, lanes)
 
 
@@ -73,10 +73,10 @@ def _products(schedule: Any, products: Any, lanes: int) -> None:
     schedule.decompose_reduction(products, d)
 
 
-def _weighted(schedule: Any, block: Any, vectors: int) -> None:
+def _weighted(schedule: Any, block: Any) -> None:
     """A tile of rows x vectors of the result in registers over all keys."""
     *_, r, v, lane, t = schedule.get_loops(block)
-    v_outer, v_inner = schedule.split(v, [None, vectors])
+    v_outer, v_inner = schedule.split(v, [None, int(mark_of(schedule, block, VECTORS))])
     schedule.reorder(v_outer, t, r, v_inner, lane)
     _unroll(schedule, [r, v_inner, lane])
     schedule.decompose_reduction(block, t)
