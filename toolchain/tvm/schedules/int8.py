@@ -15,7 +15,7 @@ from toolchain.tvm.schedules.common import (
     mark_of,
     name_of,
     parallel,
-    spatial,
+    products_of,
     split_epilogue,
     work_of,
 )
@@ -30,6 +30,7 @@ def convolution(schedule: Any, machine: Machine) -> None:
     loops = schedule.get_loops(final)
     if len(loops) != 5:
         raise DoesNotFitError
+    work = products_of(schedule, anchor) // 2
     b, o, y, x, lane = loops
     o_outer, o_inner = schedule.split(o, [None, vectors])
     y_outer, y_inner = schedule.split(y, [None, rows])
@@ -42,9 +43,18 @@ def convolution(schedule: Any, machine: Machine) -> None:
     unroll_tile(schedule, inner)
     for block in blocks_of(schedule):
         if name_of(schedule, block).startswith("pad"):
-            spatial(schedule, block, machine)
-    parallel(schedule, outer[:-1], 0)
+            pad_rows(schedule, block)
+    parallel(schedule, outer[:-1], work)
     _finish(schedule, anchor, reduces[0], [y_c, x_c, o_c, lane_c, k])
+
+
+def pad_rows(schedule: Any, block: Any) -> None:
+    """Rows in parallel; a row's edges apart from its middle, which is then copied without conditions."""
+    *outer, x, lane = schedule.get_loops(block)
+    work = work_of(schedule, schedule.get_loops(block))
+    schedule.annotate(x, "pragma_loop_partition_hint", True)
+    schedule.vectorize(lane)
+    parallel(schedule, outer, work)
 
 
 def dense(schedule: Any, machine: Machine) -> None:
@@ -56,7 +66,7 @@ def dense(schedule: Any, machine: Machine) -> None:
     if len(loops) != 2:
         raise DoesNotFitError
     m, n = loops
-    work = work_of(schedule, schedule.get_loops(anchor))
+    work = products_of(schedule, anchor, 32) // 2
     width = extent(schedule, schedule.get_loops(anchor)[3])
     n_outer, n_inner, lane = schedule.split(n, [None, vectors, width])
     m_outer, m_inner = schedule.split(m, [None, rows])
