@@ -44,13 +44,13 @@ class Rows:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
 
-    def add(self, operator: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
+    def add(self, operator: str, *inputs: str | np.ndarray | np.float32, **attributes: Any) -> str:
         names = [value if isinstance(value, str) else self._constant(value) for value in inputs]
         self.nodes.append(helper.make_node(operator, names, [f"v{len(self.nodes)}"], **attributes))
         return f"v{len(self.nodes) - 1}"
 
-    def _constant(self, value: np.ndarray) -> str:
-        self.weights.append(numpy_helper.from_array(value, f"w{len(self.weights)}"))
+    def _constant(self, value: np.ndarray | np.float32) -> str:
+        self.weights.append(numpy_helper.from_array(np.asarray(value), f"w{len(self.weights)}"))
         return f"w{len(self.weights) - 1}"
 
     def model(self, inputs: Mapping[str, Shape]) -> onnx.ModelProto:
@@ -254,3 +254,35 @@ def test_heads_of_a_linear_layer_go_into_attention_and_out_of_it_as_they_lie() -
     notes = g.check({"x": ["batch", "sequence", size]}, {"x": values(2, 19, size)}, WIDE)
     assert sorted(set(notes.rules.values()) - {"generic"}) == ["attention", "dense"]
     assert not [name for name in notes.rules if "transpose" in name]
+
+
+products = st.fixed_dictionaries(
+    {
+        "batch": st.sampled_from([(), (3,), (2, 1)]),
+        "other": st.sampled_from([(), (3,), (1, 3), (2, 3)]),
+        "m": st.integers(1, 40),
+        "k": st.integers(1, 40),
+        "n": st.one_of(st.integers(1, 70), st.just(197)),
+        "dynamic": st.tuples(*[st.booleans()] * 3),
+        "transposed": st.booleans(),
+    }
+)
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES.keys())
+@EXAMPLES
+@given(case=products)
+def test_products_of_computed_operands_of_any_size_are_tiled(machine: Machine, case: Mapping[str, Any]) -> None:
+    batch, other = case["batch"], case["other"]
+    if any(1 not in pair and len(set(pair)) > 1 for pair in zip(batch[::-1], other[::-1], strict=False)):
+        other = batch
+    m, k, n = declared((case["m"], case["k"], case["n"]), case["dynamic"])
+    sizes = [*other, case["n"], case["k"]] if case["transposed"] else [*other, case["k"], case["n"]]
+    right: Shape = [*other, n, k] if case["transposed"] else [*other, k, n]
+    g, last = Rows(), len(other)
+    turned = g.add("Transpose", "b", perm=[*range(last), last + 1, last]) if case["transposed"] else "b"
+    g.add("Relu", g.add("MatMul", "a", turned))
+    feeds = {"a": values(*batch, case["m"], case["k"]), "b": values(*sizes, seed=1)}
+    notes = g.check({"a": [*batch, m, k], "b": right}, feeds, machine)
+    assert not notes.unscheduled
+    assert case["n"] == 1 or set(notes.rules.values()) <= {"product", "matmul", "generic"}

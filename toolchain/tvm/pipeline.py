@@ -92,12 +92,13 @@ def _layout(machine: Machine, _notes: Notes) -> list[Any]:
 
     from toolchain.tvm.graph.attention import attention_kernels
     from toolchain.tvm.graph.blocked import block_layouts
+    from toolchain.tvm.graph.matmul import computed_products
     from toolchain.tvm.graph.products import pack_products
     from toolchain.tvm.graph.rows import row_kernels
 
     if machine.kind != "cpu":
         return []
-    products = [pack_products(machine), attention_kernels(machine)]
+    products = [pack_products(machine), attention_kernels(machine), computed_products(machine)]
     return [block_layouts(machine), transform.CanonicalizeBindings(), *products, row_kernels(machine)]
 
 

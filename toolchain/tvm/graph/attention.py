@@ -18,7 +18,7 @@ def attention_kernels(machine: Machine) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class _View:
+class View:
     """Queries, keys or values: the tensor that they lie in, and what its axes are."""
 
     source: Any
@@ -66,7 +66,7 @@ class _Attention:
         if not same_shape(value_shape, [b, h, t, depth]) or not _fits(scores.mask, [b, h, s, t]):
             return call
         views = [
-            _view(graph, operand, axes)
+            view(graph, operand, axes)
             for operand, axes in ((query, tuple("bhsd")), (keys, tuple("bhds")), (values, tuple("bhsd")))
         ]
         orders = (views[0].axes, views[1].axes, views[2].axes)
@@ -124,7 +124,7 @@ def _fits(mask: Any, shape: list[Any]) -> bool:
     return all((isinstance(a, int) and a == 1) or same_shape([a], [b]) for a, b in pairs)
 
 
-def _view(graph: Graph, value: Any, axes: Axes) -> _View:
+def view(graph: Graph, value: Any, axes: Axes) -> View:
     """``value``, whose axes are ``axes``, read where it lay before it was transposed or cut out of several."""
     while True:
         made, name = graph.definition(value), operator_of(graph.definition(value))
@@ -134,10 +134,10 @@ def _view(graph: Graph, value: Any, axes: Axes) -> _View:
         elif name == "relax.take" and made.attrs.axis is not None:
             index, axis = constant_of(graph.definition(made.args[1])), int(made.attrs.axis)
             if index is None or index.ndim != 0 or axis < 0 or int(index) < 0:
-                return _View(value, axes)
+                return View(value, axes)
             value, axes = made.args[0], (*axes[:axis], int(index), *axes[axis:])
         else:
-            return _View(value, axes)
+            return View(value, axes)
 
 
 def _cancelled(graph: Graph, call: Any) -> Any:

@@ -28,6 +28,7 @@ RULES: tuple[tuple[str, Callable[[Any, Machine], None]], ...] = (
     ("winograd output", winograd.transform_output),
     ("attention", attention.attention),
     ("rows", rows.rows),
+    ("product", matmul.product),
     ("matmul", matmul.matmul),
     ("generic", generic.generic),
 )

@@ -14,6 +14,9 @@ from toolchain.tvm.library import load_tvm
 TAIL = "toolchain.tail"
 """How many elements an iteration of the annotated loop has."""
 
+GUARD = "toolchain.guard"
+"""The same for a short loop inside a tile: it stays one loop, and each iteration asks whether it is whole."""
+
 IF = "prim.if_then_else"
 
 
@@ -41,37 +44,67 @@ def _split(loop: Any) -> Any:
     import tvm_ffi
     from tvm import ir, tirx
 
+    if GUARD in loop.annotations:
+        return _guarded(loop, int(loop.annotations[GUARD]))
     if TAIL not in loop.annotations:
         return loop
     variable, lanes = loop.loop_var, int(loop.annotations[TAIL])
     dtype = str(variable.ty.dtype)
-    least = _bound(loop.body, variable) // lanes
-    whole = tirx.IntImm(dtype, int(least)) if hasattr(least, "value") else tirx.Cast(dtype, least)
+    whole = _whole(loop, lanes)
     main = tirx.For(variable, tirx.IntImm(dtype, 0), whole, loop.kind, _certain(loop.body, variable))
     last = tirx.Var(f"{variable.name}_tail", dtype)
     rest = tvm_ffi.structural_map(_scalar(loop.body), (ir.Var, lambda v: last if v.same_as(variable) else v))
     return tirx.SeqStmt([main, tirx.For(last, whole, loop.extent - whole, loop.kind, rest)])
 
 
-def _bound(body: Any, variable: Any) -> Any:
-    """What the conditions in ``body`` say that the element's index is less than."""
-    import tvm_ffi
-    from tvm import s_tir, tirx
+def _guarded(loop: Any, lanes: int) -> Any:
+    from tvm import tirx
 
+    variable = loop.loop_var
+    whole = variable < _whole(loop, lanes)
+    body = tirx.IfThenElse(whole, _certain(loop.body, variable), _scalar(loop.body))
+    return tirx.For(variable, loop.min, loop.extent, loop.kind, body)
+
+
+def _whole(loop: Any, lanes: int) -> Any:
+    """Iterations of which every lane holds the condition in the body: place of the element < bound."""
+    import tvm_ffi
+    from tvm import ir, tirx
+
+    tvm = load_tvm()
+    inner: list[Any] = [loop.loop_var]
+    bindings: dict[Any, Any] = {}
     found: list[Any] = []
 
+    def nested(statement: Any) -> Any:
+        inner.append(statement.loop_var)
+        return statement
+
     def realize(block: Any) -> Any:
-        found.extend(part.b for part in _parts(block.predicate) if _mentions(part, variable))
+        bindings.update(zip((v.var for v in block.block.iter_vars), block.iter_values, strict=True))
+        found.extend(part for part in _parts(block.predicate) if _mentions(part, loop.loop_var))
         return block
 
     def store(statement: Any) -> Any:
         if operator_name(statement.value) == IF:
-            found.append(statement.value.args[0].b)
+            found.append(statement.value.args[0])
         return statement
 
-    tvm_ffi.structural_map(body, [(s_tir.SBlockRealize, realize), (tirx.BufferStore, store)])
+    def first(variable: Any) -> Any:
+        if any(variable.same_as(known) for known in inner):
+            return tirx.IntImm(str(variable.ty.dtype), 0)
+        return next((value for name, value in bindings.items() if variable.same_as(name)), variable)
+
+    from tvm import s_tir
+
+    tvm_ffi.structural_map(loop.body, [(tirx.For, nested), (s_tir.SBlockRealize, realize), (tirx.BufferStore, store)])
     assert len(found) == 1, found
-    return found[0]
+    place = found[0].a
+    for _ in range(2):  # block variables first, then the loops that they are bound to
+        place = tvm_ffi.structural_map(place, (ir.Var, first))
+    dtype = str(loop.loop_var.ty.dtype)
+    least = tvm.sym.Analyzer().simplify(tirx.max(found[0].b - place, tirx.const(0, str(place.ty.dtype))) // lanes)
+    return tirx.min(tirx.Cast(dtype, least), tirx.Cast(dtype, loop.extent))
 
 
 def _certain(body: Any, variable: Any) -> Any:
