@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from toolchain.tvm.loops import COLUMNS, VECTORS
 from toolchain.tvm.loops.rows import STAGE
 from toolchain.tvm.machine import Machine
-from toolchain.tvm.schedules.common import blocks_of, extent, mark_of, name_of
+from toolchain.tvm.schedules.common import blocks_of, extent, mark_of, name_of, parallel
 from toolchain.tvm.schedules.rows import is_padded, keep_local, vectorize_ragged, vectorize_stage
 from toolchain.tvm.schedules.tails import TAIL
 from toolchain.tvm.schedules.tiled import anchor_of
+
+_MANY = 64
+"""Iterations assumed of a loop whose number of them is known only at run time."""
+
+_MACS_PER_ELEMENT = 32
+"""Multiply-adds of a tiled product that take about as long as one element of a loop over memory."""
 
 
 def attention(schedule: Any, machine: Machine) -> None:
@@ -19,6 +26,7 @@ def attention(schedule: Any, machine: Machine) -> None:
     lanes = machine.lanes("float32")
     rows = int(mark_of(schedule, last, COLUMNS))
     b, s, h, d = schedule.get_loops(last)
+    work = _work(schedule, last)
     s_outer, s_inner = schedule.split(s, [None, rows])
     schedule.reorder(b, h, s_outer, s_inner, d)
     stages = [(str(mark_of(schedule, block, STAGE)), block) for block in blocks_of(schedule)[:-1]]
@@ -31,7 +39,7 @@ def attention(schedule: Any, machine: Machine) -> None:
             where = schedule.get_loops(scores)[-1]
         schedule.compute_at(block, where, preserve_unit_loops=True)
         keep_local(schedule, block)
-    schedule.parallel(schedule.fuse(b, h))
+    parallel(schedule, [b, h], work)
     for kind, block in stages:
         if kind in ("reduce", "fold", "dots", "halves"):
             vectorize_stage(schedule, block)
@@ -44,6 +52,14 @@ def attention(schedule: Any, machine: Machine) -> None:
         elif kind == "weighted":
             _weighted(schedule, block)
     vectorize_ragged(schedule, d, lanes)
+
+
+def _work(schedule: Any, last: Any) -> int:
+    """Elements of the scores, each with the multiply-adds of a head's depth on both sides."""
+    (product,) = (block for block in blocks_of(schedule) if name_of(schedule, block) == "weighted")
+    iterations = math.prod(extent(schedule, loop) or _MANY for loop in schedule.get_loops(product))
+    depth = extent(schedule, schedule.get_loops(last)[-1])
+    return iterations // depth * (1 + 2 * depth // _MACS_PER_ELEMENT)
 
 
 def _filled(schedule: Any, block: Any) -> None:

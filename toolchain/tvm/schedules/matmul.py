@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from toolchain.tvm.loops import COLUMNS, VECTORS
@@ -25,6 +26,12 @@ from toolchain.tvm.schedules.rows import is_padded
 from toolchain.tvm.schedules.tails import GUARD
 from toolchain.tvm.schedules.tiled import anchor_of
 
+_MANY = 64
+"""Iterations assumed of a loop whose number of them is known only at run time."""
+
+_MACS_PER_ELEMENT = 32
+"""Multiply-adds of a tiled product that take about as long as one element of a loop over memory."""
+
 _RESERVED = 4
 """Vector registers kept free of accumulators, for operands."""
 
@@ -42,6 +49,7 @@ def product(schedule: Any, machine: Machine) -> None:
     loops = schedule.get_loops(after[-1])
     if len(loops) != len(kinds(schedule, anchor)) - 3:
         raise DoesNotFitError
+    work = math.prod(extent(schedule, loop) or _MANY for loop in schedule.get_loops(anchor)) // _MACS_PER_ELEMENT
     *outer, m, n = loops
     lanes = machine.lanes(str(schedule.get(anchor).writes[0].source.ty.dtype))
     columns = extent(schedule, n)
@@ -51,7 +59,7 @@ def product(schedule: Any, machine: Machine) -> None:
     schedule.compute_at(anchor, m_outer, preserve_unit_loops=True)
     schedule.compute_at(packs[0], n_outer, preserve_unit_loops=True)
     schedule.set_scope(anchor, 0, "local")
-    parallel(schedule, [*outer, n_outer], 0)
+    parallel(schedule, [*outer, n_outer], work)
     *_, row, width, k = schedule.get_loops(anchor)
     vector, lane_c = schedule.split(width, [None, lanes])
     schedule.reorder(k, row, vector, lane_c)
