@@ -86,15 +86,15 @@ class Qdq:
 
     def model(self, result: str, kind: str = "", shape: Sequence[int | str] | None = None) -> onnx.ModelProto:
         """Gives ``result``; ``kind``: its type if it isn't that of activations."""
-        types = {"uint8": TensorProto.UINT8, "int8": TensorProto.INT8, "float32": TensorProto.FLOAT}
+        element = helper.np_dtype_to_tensor_dtype(np.dtype(kind or self.activation))
         graph = helper.make_graph(
             self.nodes,
             "g",
             [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape or self.shape)],
-            [helper.make_tensor_value_info(result, types[kind or self.activation], None)],
+            [helper.make_tensor_value_info(result, element, None)],
             self.constants,
         )
-        opsets = [helper.make_opsetid("", 18)]
+        opsets = [helper.make_opsetid("", 21 if "16" in self.activation else 18)]
         return onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=opsets, ir_version=10))
 
 
@@ -314,6 +314,32 @@ def test_dynamic_quantization_multiplies_integers(machine: str, rows: int, depth
     # The scale is found at run time: a value in the middle between two steps may go either way.
     step = float(np.abs(weights * scales).max()) * 6 / 255
     assert np.abs(have - want).max() <= step
+
+
+def test_8_bit_weights_under_control_flow_are_refused() -> None:
+    q = Qdq([4, 16])
+    weights, _ = q.weights(16, 8, axis=1)
+    y = q.add("MatMul", q.quantized("x"), weights)
+    y = q.add("QuantizeLinear", y, *q.parameters(0.1, 5))
+    branches = []
+    for name, value in (("then", 1), ("else", 0)):
+        nodes = [helper.make_node("Sub", [y, f"one_{name}"], [f"z_{name}"])]
+        one = numpy_helper.from_array(np.array(value, np.uint8), f"one_{name}")
+        result = helper.make_tensor_value_info(f"z_{name}", TensorProto.UINT8, [4, 8])
+        branches.append(helper.make_graph(nodes, name, [], [result], [one]))
+    positive = q.add("Greater", q.add("ReduceSum", "x", keepdims=0), q.constant(np.float32(0)))
+    z = q.add("If", positive, then_branch=branches[0], else_branch=branches[1])
+    with pytest.raises(Refusal, match="8-bit weights in a model with control flow"):
+        compile_module(import_model(q.model(z)), MACHINES["avx2"], Notes())
+
+
+@pytest.mark.parametrize("kind", ["int16", "uint16", "int8", "uint8"])
+def test_quantization_rounds_half_to_even_and_saturates(kind: str) -> None:
+    q = Qdq([40], kind)
+    model = q.model(q.add("QuantizeLinear", "x", *q.parameters(0.5, 3)))
+    x = np.concatenate([np.arange(-4.75, 4.75, 0.25), [1e6, -1e6]]).astype(np.float32)
+    library, _ = compiled(model, MACHINES["avx2"])
+    np.testing.assert_array_equal(library.run([x])[0], as_defined(model, x)[0])
 
 
 def test_weights_without_quantized_data_are_refused_by_name() -> None:

@@ -31,9 +31,9 @@ from toolchain.tvm.graph.quantized import (
     real_sum,
     requantized,
 )
-from toolchain.tvm.graph.rewrite import Graph, graph_pass
+from toolchain.tvm.graph.rewrite import Graph, graph_pass, is_straight
 from toolchain.tvm.graph.values import constant_of, dtype_of, ints, operator_of, shape_of
-from toolchain.tvm.library import Refusal
+from toolchain.tvm.library import Refusal, load_tvm
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +47,30 @@ def integer_regions() -> Any:
     Raises:
         Refusal: a product with quantized weights that would be computed in floating point.
     """
-    return graph_pass("integer_regions", _Integer)
+    tvm = load_tvm()
+    return tvm.ir.transform.Sequential([graph_pass("integer_regions", _Integer), _refuse_left_over()])
+
+
+def _refuse_left_over() -> Any:
+    """Functions with control flow are not rewritten: one with 8-bit weights would multiply in floating point."""
+    tvm = load_tvm()
+    from tvm import relax
+
+    def visit(expression: Any) -> None:
+        if operator_of(expression) != "relax.dequantize" or dtype_of(expression.args[0]) not in LIMITS:
+            return
+        weights = constant_of(expression.args[0])
+        if weights is not None and weights.ndim >= 2:
+            raise Refusal("8-bit weights in a model with control flow are not multiplied as integers")
+
+    @tvm.transform.module_pass(opt_level=0, name="toolchain.refuse_left_over")  # type: ignore[untyped-decorator]
+    def apply(module: Any, _context: Any) -> Any:
+        for _, function in module.functions_items():
+            if isinstance(function, relax.Function) and not is_straight(function):
+                relax.analysis.post_order_visit(function, visit)
+        return module
+
+    return apply
 
 
 class _Integer:

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 LIMITS = {"int8": (-128, 127), "uint8": (0, 255)}
+_ALL_LIMITS = {**LIMITS, "int16": (-32768, 32767), "uint16": (0, 65535)}
 
 _ROUND = float(3 << 22)
 """1.5 * 2**23: adding it to a smaller float32 leaves no fraction, rounded half to even; subtracting it is exact.
 
-Larger values stay beyond every 8-bit limit, where they are cut off anyway.
+Larger values stay beyond every limit, where they are cut off anyway.
 """
 
 
@@ -217,14 +218,14 @@ def quantized(graph: Graph, call: Any) -> Any:
 
     op, dtype = relax.op, str(call.attrs.out_dtype)
     rank = len(shape_of(call.args[0]) or [])
-    if dtype not in LIMITS or dtype_of(call.args[0]) != "float32" or not rank:
+    if dtype not in _ALL_LIMITS or dtype_of(call.args[0]) != "float32" or not rank:
         return None
     known = quantized_constant(call, graph)
     if known is not None:
         scale, zero = (along(p, int(call.attrs.axis), rank) for p in known)
         factor = constant(np.float32(1) / scale.astype(np.float32), "float32")
         scaled = graph.emit(op.multiply(call.args[0], factor))
-        return saturated(graph, scaled, constant(zero - np.float32(_ROUND), "float32"), LIMITS[dtype], dtype)
+        return saturated(graph, scaled, constant(zero - np.float32(_ROUND), "float32"), _ALL_LIMITS[dtype], dtype)
     if any(_elements(argument) != 1 for argument in call.args[1:3]):
         return None
     # Found at run time: dynamic quantization, one scale for all.
@@ -232,7 +233,7 @@ def quantized(graph: Graph, call: Any) -> Any:
     zero_point = graph.emit(op.reshape(op.astype(call.args[2], "float32"), relax.ShapeExpr([])))
     shift = graph.emit(op.subtract(zero_point, relax.const(_ROUND, "float32")))
     scaled = graph.emit(op.divide(call.args[0], single_scale))
-    return saturated(graph, scaled, shift, LIMITS[dtype], dtype)
+    return saturated(graph, scaled, shift, _ALL_LIMITS[dtype], dtype)
 
 
 def _elements(value: Any) -> int:

@@ -56,14 +56,15 @@ def graph_pass(name: str, make: Callable[[], Rule]) -> Any:
     def apply(module: Any, _context: Any) -> Any:
         module = module.clone()
         for variable, function in module.functions_items():
-            if isinstance(function, relax.Function) and _is_straight(function):
+            if isinstance(function, relax.Function) and is_straight(function):
                 module = _rewrite(module, variable, function, make())
         return relax.transform.DeadCodeElimination()(module)
 
     return apply
 
 
-def _is_straight(function: Any) -> bool:
+def is_straight(function: Any) -> bool:
+    """Whether a function is one line of bindings, without control flow."""
     from tvm import relax
 
     blocks = getattr(function.body, "blocks", None)
