@@ -120,7 +120,7 @@ def test_dump_ir_writes_the_module_after_every_phase_in_order(stages: Stages, di
     stages.run(compile_tvm, V3, digits, dump=tmp_path / "ir")
     files = sorted((tmp_path / "ir").iterdir())
     assert [p.name.split("-", 1)[1].removesuffix(".py") for p in files] == [
-        "import", "canonicalize", "fold", "simplify", "layout", "dispatch", "legalize", "annotate", "fuse",
+        "import", "canonicalize", "integer", "fold", "simplify", "layout", "dispatch", "legalize", "annotate", "fuse",
         "functions", "schedule", "dataflow", "plan", "lower", "codegen",
     ]  # fmt: skip
     assert [int(p.name.split("-", 1)[0]) for p in files] == list(range(1, len(files) + 1))
@@ -231,10 +231,12 @@ def test_weights_in_8_bits_that_would_be_multiplied_in_float_are_refused_by_name
 
 def test_an_operator_that_tvm_computes_wrong_is_refused_with_the_reason(stages: Stages, tmp_path: Path) -> None:
     g = Graph()
-    scales = g.constant(np.array([1, 1, 2.3, 1.7], np.float32))
-    x = g.add("Resize", "x", "", scales, name="up", mode="linear")
-    ran = stages.run(compile_tvm, V3, save_unary(tmp_path / "onnx", g, x, [1, 2, 5, 6], [1, 2, 11, 10]))
-    assert ran.refused == "operator Resize (node 'up'): TVM derives other scales from the rounded sizes"
+    boxes = g.constant(np.array([[0, 0, 3, 3]], np.float32))
+    x = g.add(
+        "RoiAlign", "x", boxes, g.constant(np.array([0])), name="pool", mode="max", output_height=2, output_width=2
+    )
+    ran = stages.run(compile_tvm, V3, save_unary(tmp_path / "onnx", g, x, [1, 2, 5, 6], [1, 2, 2, 2]))
+    assert ran.refused == "operator RoiAlign (node 'pool'): TVM computes mode 'max' wrong"
 
 
 def test_wrong_values_that_no_rule_foresees_are_refused_after_comparing(stages: Stages, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_bundle_runs_without_torch_onnx_and_the_compiler(engines: dict[str, Pa
     )
     scores, compiler, heavy, changed = python(script, tmp_path / "r")
     np.testing.assert_allclose(scores, expected_scores(np.arange(12, dtype=np.float32).reshape(3, 4)), atol=1e-4)
-    assert (compiler, heavy, changed) == (False, [], ["TVM_NUM_THREADS"])
+    assert (compiler, heavy, changed) == (False, [], ["TVM_BIND_THREADS", "TVM_NUM_THREADS"])
 
 
 def test_buckets_are_chosen_filled_and_split(engines: dict[str, Path]) -> None:

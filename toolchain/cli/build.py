@@ -22,6 +22,8 @@ from toolchain.errors import ToolchainError
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and what the cache holds of it; run nothing.")
 @click.option("--dump-ir", type=click.Path(path_type=Path), help="Write TVM's IR after every phase into this folder.")
+@click.option("--explain", is_flag=True,
+              help="Print for each loop nest of TVM's engines its rule, tile and expected share of peak.")  # fmt: skip
 @click.option("--no-measure", is_flag=True, help="Take no measurements; engines are chosen by the profile's order.")
 @click.option("--measurements", type=click.Path(path_type=Path, exists=True),
               help="Use the measurements of this release instead of taking new ones.")  # fmt: skip
@@ -35,6 +37,7 @@ def command(
     quiet: bool,
     dry_run: bool,
     dump_ir: Path | None,
+    explain: bool,
     no_measure: bool,
     measurements: Path | None,
 ) -> None:
@@ -44,7 +47,7 @@ def command(
     says what failed (docs/exit-codes.md).
     """
     from toolchain.build import build, plan
-    from toolchain.cli.show import forecast_lines, result_lines
+    from toolchain.cli.show import explain_lines, forecast_lines, result_lines
 
     if dry_run:
         forecasts = plan(recipe, targets=targets, cache=cache, measure=not no_measure)
@@ -76,7 +79,8 @@ def command(
             if as_json:
                 click.echo(json.dumps({"exit_code": int(error.code), "error": error.to_json()}, indent=2))
             raise
-    click.echo(json.dumps(result.to_json(), indent=2) if as_json else "\n".join(result_lines(result)))
+    lines = [*result_lines(result), *(explain_lines(result) if explain else [])]
+    click.echo(json.dumps(result.to_json(), indent=2) if as_json else "\n".join(lines))
     for note in result.notes:
         progress.note(note)
     failed = [r for r in result.targets if r.selection.code]

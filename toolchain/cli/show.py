@@ -51,6 +51,21 @@ def result_lines(result: BuildResult) -> list[str]:
     return lines
 
 
+def explain_lines(result: BuildResult) -> list[str]:
+    """For each engine that TVM made: every loop nest with its rule, tile and expected share of the core's peak."""
+    lines: list[str] = []
+    for target in result.targets:
+        for stage, facts in target.report["stages"].items():
+            if not facts.get("kernels"):
+                continue
+            rows = [
+                [k["name"], k["rule"] or "none", k["tile"], "" if k["of_peak"] is None else f"{k['of_peak']:.0%}"]
+                for k in facts["kernels"]
+            ]
+            lines += ["", f"{target.target} {stage}", *columns(("loop nest", "rule", "tile", "of peak"), rows)]
+    return lines
+
+
 def bundle_lines(bundle: BundleRef) -> list[str]:
     """A bundle for a person: what it is, needs, takes, gives, and what is known about it."""
     info = bundle.manifest

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ENTRY = "main"
 _RUNTIME_ONLY = "TVM_USE_RUNTIME_LIB"
 _NUM_THREADS = "TVM_NUM_THREADS"
+_BIND_THREADS = "TVM_BIND_THREADS"
 #: TVM's threading::ThreadGroup::kBig: use the fastest cores.
 _BIG_CORES = 1
 
@@ -89,6 +90,9 @@ def import_tvm_runtime(threads: int = 0) -> Any:
     """
     count = max(threads, len(os.sched_getaffinity(0)), int(os.environ.get(_NUM_THREADS) or 0))
     os.environ[_NUM_THREADS] = str(count)
+    # A worker bound to one core waits for it while another core is idle: with a second busy process on the machine
+    # single runs took a hundred times the median.
+    os.environ.setdefault(_BIND_THREADS, "0")
     if "tvm" in sys.modules:
         return sys.modules["tvm"]
     with _runtime_library_only(), _without_torch():

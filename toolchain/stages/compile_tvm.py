@@ -143,6 +143,10 @@ def _compile_variants(job: _Job, variants: list[_Variant]) -> dict[str, Any]:
         "variants": files,
         "unscheduled": sorted(set(notes.unscheduled)),
         "functions": notes.functions,
+        "kernels": [
+            {"name": name, "rule": k.rule, "tile": k.tile, "of_peak": k.of_peak}
+            for name, k in sorted(notes.kernels.items())
+        ],
         "linker": job.options.linker,
         "operators": dict(operator_counts(variants[-1].model)),
         "float_products": float_products(variants[-1].model),
@@ -250,7 +254,7 @@ def programs(options: Options) -> tuple[str, ...]:
 
 STAGE = StageDef(
     name="compile_tvm",
-    version=1,
+    version=2,
     run="toolchain.stages.compile_tvm:run",
     options=Options,
     tools=("apache-tvm", "onnx", "onnxruntime", "onnxslim", "numpy", "ziglang"),

@@ -12,13 +12,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolchain.tvm import cuda
 from toolchain.tvm.intrinsics import dot_products
 from toolchain.tvm.library import Refusal, load_tvm, one_line
 from toolchain.tvm.machine import Machine as Machine
 from toolchain.tvm.stack import stack_locals
+
+if TYPE_CHECKING:
+    from toolchain.tvm.schedules.explain import Explanation
 
 
 @dataclass(slots=True)
@@ -28,11 +31,13 @@ class Notes:
     Attributes:
         unscheduled: names of functions that no rule fits.
         rules: function -> the rule that scheduled it, "" for none.
+        kernels: function -> what its rule decided.
         functions: how many functions there are.
     """
 
     unscheduled: list[str] = field(default_factory=list)
     rules: dict[str, str] = field(default_factory=dict)
+    kernels: dict[str, Explanation] = field(default_factory=dict)
     functions: int = 0
 
 

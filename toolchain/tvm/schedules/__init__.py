@@ -13,6 +13,7 @@ from toolchain.tvm.library import load_tvm
 from toolchain.tvm.machine import Machine
 from toolchain.tvm.schedules import attention, generic, int8, matmul, rows, tiled, winograd
 from toolchain.tvm.schedules.common import DoesNotFitError
+from toolchain.tvm.schedules.explain import explain
 
 if TYPE_CHECKING:
     from toolchain.tvm.pipeline import Notes
@@ -46,6 +47,7 @@ def schedule_pass(machine: Machine, notes: Notes) -> Any:
                 continue
             rule, body = schedule_function(function, machine)
             notes.rules[variable.name_hint] = rule
+            notes.kernels[variable.name_hint] = explain(function, rule, machine)
             if body is None:
                 notes.unscheduled.append(variable.name_hint)
             else:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from toolchain.tvm.library import load_tvm
 from toolchain.tvm.machine import Machine, dtype_bits
 
-PARALLEL_MIN = 1 << 14
-"""Fewest iterations worth waking other threads for: a launch costs some microseconds."""
+PARALLEL_MIN = 1 << 15
+"""Least work worth waking other threads for, in elements: a launch costs some microseconds, and more on a busy core."""
+
+_MACS_PER_ELEMENT = 32
+"""Multiply-adds of a tiled product that take about as long as one element of a loop over memory."""
+
+_SIZE_AT_RUN_TIME = 4
+"""What a size counts as that is known only at run time."""
 
 _LONG = 60
 """Nodes of an expression beyond which a tile's epilogue becomes a loop: more than sums, bounds and a residual."""
@@ -61,17 +68,22 @@ def divisor(number: int, limit: int) -> int:
 
 
 def parallel(schedule: Any, loops: list[Any], work: int) -> None:
-    """Fuses ``loops`` and runs them in parallel; ``work``: iterations of the whole nest, 0 if unknown."""
-    if loops and (work == 0 or work >= PARALLEL_MIN):
+    """Fuses ``loops`` and runs them in parallel if ``work``, in elements, is worth it."""
+    if loops and work >= PARALLEL_MIN:
         schedule.parallel(schedule.fuse(*loops) if len(loops) > 1 else loops[0])
 
 
-def work_of(schedule: Any, loops: list[Any]) -> int:
-    """Iterations of the nest; 0 if unknown."""
-    total = 1
-    for loop in loops:
-        total *= extent(schedule, loop)
-    return total
+def work_of(schedule: Any, loops: list[Any], at_run_time: int = _SIZE_AT_RUN_TIME) -> int:
+    """Iterations of the nest, sizes known only at run time counted as ``at_run_time``."""
+    return math.prod(extent(schedule, loop) or at_run_time for loop in loops)
+
+
+def products_of(schedule: Any, anchor: Any, at_run_time: int = 1) -> int:
+    """Work of a tiled product, not yet split, for :func:`parallel`.
+
+    A batch of images counts as one: small models mostly run on one.
+    """
+    return work_of(schedule, schedule.get_loops(anchor), at_run_time) // _MACS_PER_ELEMENT
 
 
 def split_epilogue(schedule: Any, anchor: Any) -> Any:

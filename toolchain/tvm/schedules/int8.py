@@ -15,6 +15,7 @@ from toolchain.tvm.schedules.common import (
     mark_of,
     name_of,
     parallel,
+    products_of,
     split_epilogue,
     work_of,
 )
@@ -29,6 +30,7 @@ def convolution(schedule: Any, machine: Machine) -> None:
     loops = schedule.get_loops(final)
     if len(loops) != 5:
         raise DoesNotFitError
+    work = products_of(schedule, anchor) // 2
     b, o, y, x, lane = loops
     o_outer, o_inner = schedule.split(o, [None, vectors])
     y_outer, y_inner = schedule.split(y, [None, rows])
@@ -42,7 +44,7 @@ def convolution(schedule: Any, machine: Machine) -> None:
     for block in blocks_of(schedule):
         if name_of(schedule, block).startswith("pad"):
             pad_rows(schedule, block)
-    parallel(schedule, outer[:-1], 0)
+    parallel(schedule, outer[:-1], work)
     _finish(schedule, anchor, reduces[0], [y_c, x_c, o_c, lane_c, k])
 
 
@@ -64,7 +66,7 @@ def dense(schedule: Any, machine: Machine) -> None:
     if len(loops) != 2:
         raise DoesNotFitError
     m, n = loops
-    work = work_of(schedule, schedule.get_loops(anchor))
+    work = products_of(schedule, anchor, max(1, 32 // rows)) // 2
     width = extent(schedule, schedule.get_loops(anchor)[3])
     n_outer, n_inner, lane = schedule.split(n, [None, vectors, width])
     m_outer, m_inner = schedule.split(m, [None, rows])

@@ -21,11 +21,15 @@ from toolchain.tvm.schedules.common import (
     mark_of,
     name_of,
     parallel,
+    products_of,
     settle,
     spatial,
     split_epilogue,
     work_of,
 )
+
+_ROWS_AT_RUN_TIME = 32
+"""What rows known only at run time count as: a sequence, mostly."""
 
 
 def anchor_of(schedule: Any, rule: str) -> Any:
@@ -62,6 +66,7 @@ def convolution(schedule: Any, machine: Machine) -> None:
     if len(loops) != 5:
         raise DoesNotFitError
     copy = settle(schedule, anchor, final) if is_heavy(schedule, final) else None
+    work = products_of(schedule, anchor)
     b, o, y, x, lane = loops
     o_outer, o_inner = schedule.split(o, [None, vectors])
     if _is_broadcast(schedule, anchor, y, x):
@@ -85,7 +90,7 @@ def convolution(schedule: Any, machine: Machine) -> None:
         else:
             spatial(schedule, pad, machine)
     # Before the split into initialization and update: afterwards two blocks write the same buffer.
-    parallel(schedule, outer[:3], 0)
+    parallel(schedule, outer[:3], work)
     schedule.decompose_reduction(anchor, reduces[0])
 
 
@@ -116,6 +121,8 @@ def depthwise(schedule: Any, machine: Machine) -> None:
     if len(loops) != 5:
         raise DoesNotFitError
     b, c, _, x, lane = loops
+    # A depthwise filter reads as much as it multiplies.
+    work = work_of(schedule, loops, 1)
     x_outer, x_inner = schedule.split(x, [None, columns])
     schedule.compute_at(anchor, x_outer, preserve_unit_loops=True)
     _, _, _, _, x_c, lane_c, ky, kx = schedule.get_loops(anchor)[4:]
@@ -127,7 +134,7 @@ def depthwise(schedule: Any, machine: Machine) -> None:
     for pad in _pads(schedule):
         schedule.compute_at(pad, c, preserve_unit_loops=True)
         schedule.vectorize(schedule.get_loops(pad)[-1])
-    parallel(schedule, [b, c], 0)
+    parallel(schedule, [b, c], work)
     schedule.decompose_reduction(anchor, ky)
 
 
@@ -141,7 +148,7 @@ def dense(schedule: Any, machine: Machine) -> None:
         raise DoesNotFitError
     copy = settle(schedule, anchor, final) if is_heavy(schedule, final) else None
     m, n = loops
-    work = work_of(schedule, schedule.get_loops(anchor))
+    work = products_of(schedule, anchor, max(1, _ROWS_AT_RUN_TIME // rows))
     width = int(schedule.get(schedule.get_loops(anchor)[3]).extent)
     n_outer, n_inner, lane = schedule.split(n, [None, vectors, width])
     m_outer, m_inner = schedule.split(m, [None, rows])
@@ -162,6 +169,7 @@ def _pads(schedule: Any) -> list[Any]:
 def _pad_plain(schedule: Any, pad: Any, machine: Machine) -> None:
     """Zeros first, then the image over them: a condition on the column would keep its loop from becoming vectors."""
     b, c, y, _ = schedule.get_loops(pad)
+    work = work_of(schedule, schedule.get_loops(pad), 1)
     fill = schedule.decompose_padding(pad, y)
     for block in (fill, pad):
         *_, last = schedule.get_loops(block)
@@ -169,4 +177,4 @@ def _pad_plain(schedule: Any, pad: Any, machine: Machine) -> None:
         if lanes:
             _, lane = schedule.split(last, [None, lanes])
             schedule.vectorize(lane)
-    parallel(schedule, [b, c], 0)
+    parallel(schedule, [b, c], work)

@@ -7,7 +7,15 @@ from typing import Any
 from toolchain.tvm.loops import COLUMNS, VECTORS
 from toolchain.tvm.loops.winograd import OUT, POINTS
 from toolchain.tvm.machine import Machine
-from toolchain.tvm.schedules.common import DoesNotFitError, blocks_of, mark_of, name_of, parallel, split_epilogue
+from toolchain.tvm.schedules.common import (
+    PARALLEL_MIN,
+    DoesNotFitError,
+    blocks_of,
+    mark_of,
+    name_of,
+    parallel,
+    split_epilogue,
+)
 from toolchain.tvm.schedules.tiled import anchor_of, unroll_tile
 
 
@@ -33,7 +41,7 @@ def transform_input(schedule: Any, _machine: Machine) -> None:
         schedule.set_scope(block, 0, "local")
         unroll_tile(schedule, schedule.get_loops(block)[2:])
     unroll_tile(schedule, [p_row, p_column, lane])
-    parallel(schedule, [t, c_outer], 0)
+    parallel(schedule, [t, c_outer], PARALLEL_MIN)
 
 
 def product(schedule: Any, _machine: Machine) -> None:
@@ -50,7 +58,7 @@ def product(schedule: Any, _machine: Machine) -> None:
     schedule.reorder(k, t_c, o_c, lane_c)
     unroll_tile(schedule, [t_c, o_c, lane_c])
     unroll_tile(schedule, [t_inner, o_inner, lane])
-    parallel(schedule, [p, o_outer], 0)
+    parallel(schedule, [p, o_outer], PARALLEL_MIN)
     schedule.decompose_reduction(anchor, k)
 
 
@@ -74,7 +82,7 @@ def transform_output(schedule: Any, _machine: Machine) -> None:
         schedule.set_scope(block, 0, "local")
         unroll_tile(schedule, schedule.get_loops(block)[4:])
     unroll_tile(schedule, [y_inner, x_inner, lane])
-    parallel(schedule, [b, o, y_outer], 0)
+    parallel(schedule, [b, o, y_outer], PARALLEL_MIN)
 
 
 def blocks_index(schedule: Any, block: Any) -> int:
