@@ -22,7 +22,7 @@ from toolchain.tvm.pipeline import Notes, compile_module
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from onnx_cases import host_machine  # noqa: E402
+from onnx_cases import host_machine
 
 MACHINE = host_machine()
 
