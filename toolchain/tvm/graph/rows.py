@@ -8,9 +8,15 @@ from typing import Any
 from toolchain.tvm.graph.blocked import ANY_BINARY, ANY_UNARY
 from toolchain.tvm.graph.rewrite import Graph, graph_pass
 from toolchain.tvm.graph.values import dtype_of, ints, operator_of, shape_of
+from toolchain.tvm.library import load_tvm
 from toolchain.tvm.loops import OUT_FUSIBLE, REDUCTION
 from toolchain.tvm.loops.rows import layer_norm, reduction, rms_norm, softmax
 from toolchain.tvm.machine import Machine
+
+_EXTREMA = {"reducemax": "max", "reducemin": "min"}
+
+_REDUCED = 2
+"""TVM's kind of an iteration variable that is reduced over."""
 
 _REDUCTIONS = {"relax.sum": "sum", "relax.mean": "mean", "relax.max": "max", "relax.min": "min"}
 
@@ -26,6 +32,8 @@ class _Rows:
 
     def value(self, graph: Graph, _variable: Any, value: Any) -> Any:
         name = operator_of(value)
+        if name == "relax.call_tir":
+            return self._extremum(graph, value)
         if not name or not value.args or dtype_of(value.args[0]) not in ("float32", "float16"):
             return value
         shape = shape_of(value.args[0])
@@ -35,7 +43,7 @@ class _Rows:
             if int(value.attrs.axis) % len(shape) != len(shape) - 1:
                 return value
             log = name == "relax.nn.log_softmax"
-            return self._rows(graph, value, 1, lambda x: softmax(x, self._lanes, log=log), [])
+            return self._rows(graph, value, 1, lambda x: softmax(x, self._lanes, log=log), [value.args[0]])
         if name in ("relax.nn.layer_norm", "relax.nn.rms_norm"):
             return self._normalized(graph, value, shape)
         if name in _REDUCTIONS:
@@ -51,7 +59,7 @@ class _Rows:
         last = _last(ints(call.attrs.axes), len(shape))
         if not last:
             return call
-        epsilon, operands = float(call.attrs.epsilon), [_flat(graph, a) for a in call.args[1:]]
+        epsilon, operands = float(call.attrs.epsilon), [call.args[0], *(_flat(graph, a) for a in call.args[1:])]
         if operator_of(call) == "relax.nn.rms_norm":
             return self._rows(graph, call, last, lambda x, g: rms_norm(x, g, self._lanes, epsilon), operands)
         scale, center = bool(call.attrs.scale), bool(call.attrs.center)
@@ -66,11 +74,24 @@ class _Rows:
         last = _last(axes, len(shape))
         if not last:
             return call
-        return self._rows(graph, call, last, lambda x: reduction(x, self._lanes, how, keep=False), [])
+        return self._rows(graph, call, last, lambda x: reduction(x, self._lanes, how, keep=False), [call.args[0]])
 
-    def _rows(self, graph: Graph, call: Any, last: int, kernel: Callable[..., Any], operands: list[Any]) -> Any:
-        """``kernel`` on the operand with its ``last`` axes as one, and at least one axis of rows before them."""
-        source, result = call.args[0], shape_of(graph.builder.normalize(call))
+    def _extremum(self, graph: Graph, call: Any) -> Any:
+        """The importer's loop nest for the largest or smallest of floats, if it reduces the last axes."""
+        how = _EXTREMA.get(str(call.args[0].name_hint).rstrip("0123456789"))
+        operands = list(call.args[1].fields) if how is not None else []
+        if how is None or len(operands) != 1 or dtype_of(operands[0]) not in ("float32", "float16"):
+            return call
+        last = _last(_reduced_axes(graph.builder.get()[call.args[0]]), len(shape_of(operands[0]) or ()))
+        if not last:
+            return call
+        return self._rows(graph, call, last, lambda x: reduction(x, self._lanes, how, keep=False), operands, how)
+
+    def _rows(
+        self, graph: Graph, call: Any, last: int, kernel: Callable[..., Any], operands: list[Any], name: str = ""
+    ) -> Any:
+        """``kernel`` on the first operand with its ``last`` axes as one, and at least one axis of rows before them."""
+        source, result = operands[0], shape_of(graph.builder.normalize(call))
         shape = shape_of(source)
         if shape is None or result is None or any(size == 0 for size in shape):
             return call
@@ -84,8 +105,8 @@ class _Rows:
             graph.builder.call_te(
                 kernel,
                 source,
-                *operands,
-                primfunc_name_hint=operator_of(call).rsplit(".", 1)[-1],
+                *operands[1:],
+                primfunc_name_hint=name or operator_of(call).rsplit(".", 1)[-1],
                 primfunc_attrs={"op_pattern": self._pattern(graph, source)},
             )
         )
@@ -100,6 +121,19 @@ class _Rows:
         made = graph.definition(source)
         elementwise = operator_of(made) in ANY_UNARY | ANY_BINARY
         return REDUCTION if elementwise and not _follows_product(graph, made) else OUT_FUSIBLE
+
+
+def _reduced_axes(function: Any) -> list[int]:
+    """Axes of the operand that a loop nest of a single reduction reduces."""
+    from tvm import s_tir
+
+    tvm = load_tvm()
+    schedule = s_tir.Schedule(tvm.IRModule({"main": function}))
+    (block,) = schedule.get_child_blocks(schedule.get_sblock("root"))
+    body = schedule.get(block)
+    taps = [variable.var for variable in body.iter_vars if int(variable.iter_type) == _REDUCED]
+    (read,) = body.reads
+    return [i for i, axis in enumerate(read.region) if any(axis.min.same_as(tap) for tap in taps)]
 
 
 def _follows_product(graph: Graph, value: Any) -> bool:

@@ -29,6 +29,8 @@ _LONG = 1024
 
 _PARTIAL = (4, 2, 1)
 
+_NEUTRAL = {"sum": 0.0, "mean": 0.0, "max": float("-inf"), "min": float("inf")}
+
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 
 
@@ -111,17 +113,18 @@ def reduce(space: Space, value: Callable[..., Any], how: str, name: str) -> Any:
     """``sum``, ``max``, ``min`` or ``prod`` of ``value(row, chunk, lane)`` over each row, one element a row."""
     from tvm import te, tirx
 
-    reducers = {"sum": te.sum, "max": te.max, "min": te.min}
+    # TVM's own extrema start from the largest finite numbers instead of infinities.
+    join = {"sum": lambda a, b: a + b, "max": lambda a, b: tirx.max(a, b), "min": lambda a, b: tirx.min(a, b)}[how]
+    reducer = te.comm_reducer(join, lambda dtype: tirx.const(_NEUTRAL[how], dtype), name=how)
     step = te.reduce_axis((0, space.chunks // space.partial), "c")
     width = space.partial * space.lanes
 
     def partial(*at: Any) -> Any:
         *row, lane = at
         chunk = step * space.partial + lane // space.lanes
-        return reducers[how](value(tuple(row), chunk, lane % space.lanes), axis=step)
+        return reducer(value(tuple(row), chunk, lane % space.lanes), axis=step)
 
     result = te.compute((*space.rows, width), partial, name=f"{name}_partial", attrs={STAGE: "reduce"})
-    join = {"sum": lambda a, b: a + b, "max": tirx.max, "min": tirx.min}[how]
     if space.partial > 1:
         result = _fold(space, result, space.lanes, space.partial, join, f"{name}_lanes")
     width = space.lanes
@@ -260,9 +263,6 @@ def _affine(value: Any, scale: Any, bias: Any, j: Any) -> Any:
     if scale is not None:
         value = value * scale[j].astype("float32")
     return value if bias is None else value + bias[j].astype("float32")
-
-
-_NEUTRAL = {"sum": 0.0, "mean": 0.0, "max": float("-inf"), "min": float("inf")}
 
 
 def reduction(x: Any, lanes: int, how: str, *, keep: bool) -> Any:
