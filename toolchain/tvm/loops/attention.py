@@ -93,7 +93,7 @@ def _sizes(query: Any, keys: Any, orders: tuple[Axes, Axes, Axes]) -> Sizes:
 
 def attention(operands: tuple[Any, ...], orders: tuple[Axes, Axes, Axes], scale: float, made: Plan) -> Any:
     """The loop nest; ``operands``: queries, keys, values and, maybe, a mask that broadcasts to (b, h, s, t)."""
-    from tvm import te, tirx
+    from tvm import te
 
     query, keys, values, *masks = operands
     sizes = _sizes(query, keys, orders)
@@ -114,20 +114,9 @@ def attention(operands: tuple[Any, ...], orders: tuple[Axes, Axes, Axes], scale:
 
     products = _packed_products if made.packed else _dot_products
     acc = products(asked, keys, orders[1], sizes, made, space, tiles)
-    shape = (*space.rows, tiles, width)
-    ragged = not (isinstance(sizes.keys, int) and sizes.keys % width == 0)
     mask = _mask(masks[0], sizes, made, space, tiles, position) if masks else None
-
-    def score(*at: Any) -> Any:
-        value = acc(*at) * tirx.const(scale, "float32")
-        if mask is not None:
-            return value + mask(*at)
-        if not ragged:
-            return value
-        inside = at[-2] * width + at[-1] < sizes.keys
-        return tirx.Select(inside, value, tirx.const(float("-inf"), "float32"))
-
-    scores = te.compute(shape, score, name="scores", attrs={STAGE: "scores"})
+    shape = (*space.rows, tiles, width)
+    scores = _scores(acc, mask, scale, sizes, shape)
 
     def chunk(tensor: Any, row: Any, c: Any, v: Any) -> Any:
         return tensor[(*row, c // made.score_vectors, c % made.score_vectors * made.lanes + v)]
@@ -139,6 +128,25 @@ def attention(operands: tuple[Any, ...], orders: tuple[Axes, Axes, Axes], scale:
     total = reduce(space, lambda row, c, v: chunk(powers, row, c, v), "sum", "total")
     share = per_row(space, lambda row: 1.0 / total[row], "share")
     return _result(powers, share, values, orders[2], sizes, made, space)
+
+
+def _scores(acc: Any, mask: Any, scale: float, sizes: Sizes, shape: tuple[Any, ...]) -> Any:
+    """Products times ``scale`` plus the mask; minus infinity beyond the last key."""
+    from tvm import te, tirx
+
+    width = shape[-1]
+    ragged = not (isinstance(sizes.keys, int) and sizes.keys % width == 0)
+
+    def score(*at: Any) -> Any:
+        value = acc(*at) * tirx.const(scale, "float32")
+        if mask is not None:
+            return value + mask(*at)
+        if not ragged:
+            return value
+        inside = at[-2] * width + at[-1] < sizes.keys
+        return tirx.Select(inside, value, tirx.const(float("-inf"), "float32"))
+
+    return te.compute(shape, score, name="scores", attrs={STAGE: "scores"})
 
 
 def _packed_products(asked: Any, keys: Any, order: Axes, sizes: Sizes, made: Plan, space: Space, tiles: Any) -> Any:

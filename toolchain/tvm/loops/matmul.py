@@ -40,22 +40,17 @@ def product(a: Any, b: Any, axes: tuple[Axes, Axes], batch: list[str], tile: Til
         tile: rows and vectors of a tile.
         lanes: elements of a vector.
     """
-    from tvm import te, tirx
+    from tvm import te
 
     tensors = [(a, axes[0]), (b, axes[1])]
     sizes = [size_of(tensors, name) if any(name in x for x in axes) else 1 for name in batch]
     m, k, n = (size_of(tensors, name) for name in "mkn")
     width = tile.vectors * lanes
-    panels, rest = (n - 1) // width + 1, not isinstance(n, int) or n % width != 0
+    panels = (n - 1) // width + 1
     covered = isinstance(m, int) and m % tile.rows == 0
 
-    def packed(*at: Any) -> Any:
-        *outer, panel, depth, place = at
-        named = dict(zip(batch, outer, strict=True)) | {"k": depth, "n": panel * width + place}
-        element = read(b, axes[1], named)
-        return tirx.if_then_else(named["n"] < n, element, tirx.const(0.0, b.dtype)) if rest else element
-
-    panel = te.compute((*sizes, panels, k, width), packed, name="packed_columns", attrs={STAGE: "pack"})
+    shape = (*sizes, panels, k, width)
+    panel = _packed(b, axes[1], batch, shape, n)
     step = te.reduce_axis((0, k), "k")
 
     def summed(*at: Any) -> Any:
@@ -73,3 +68,21 @@ def product(a: Any, b: Any, axes: tuple[Axes, Axes], batch: list[str], tile: Til
         return acc[(*outer, j // width, i // tile.rows, i % tile.rows, j % width)]
 
     return te.compute((*sizes, m, n), gathered, name="gather")
+
+
+def _packed(b: Any, axes: Axes, batch: list[str], shape: tuple[Any, ...], columns: Any) -> Any:
+    """Panels of columns, (*batch, panels, k, width), zero beyond the last column."""
+    from tvm import te, tirx
+
+    width = shape[-1]
+    ragged = not isinstance(columns, int) or columns % width != 0
+
+    def packed(*at: Any) -> Any:
+        *outer, panel, depth, place = at
+        named = dict(zip(batch, outer, strict=True)) | {"k": depth, "n": panel * width + place}
+        element = read(b, axes, named)
+        if not ragged:
+            return element
+        return tirx.if_then_else(named["n"] < columns, element, tirx.const(0.0, b.dtype))
+
+    return te.compute(shape, packed, name="packed_columns", attrs={STAGE: "pack"})

@@ -69,14 +69,18 @@ def product(schedule: Any, machine: Machine) -> None:
     schedule.vectorize(lane)
     if columns == 0 or columns % (vectors * lanes):
         schedule.annotate(n_inner, GUARD, lanes)
-    *_, pack = schedule.get_loops(packs[0])
-    if is_padded(schedule, packs[0]):
-        pack, pack_lane = schedule.split(pack, [None, lanes])
-        schedule.vectorize(pack_lane)
-        schedule.annotate(pack, GUARD, lanes)
+    _vectorize_pack(schedule, packs[0], lanes)
+    schedule.decompose_reduction(anchor, k)
+
+
+def _vectorize_pack(schedule: Any, block: Any, lanes: int) -> None:
+    *_, pack = schedule.get_loops(block)
+    if is_padded(schedule, block):
+        outer, lane = schedule.split(pack, [None, lanes])
+        schedule.vectorize(lane)
+        schedule.annotate(outer, GUARD, lanes)
     else:
         schedule.vectorize(pack)
-    schedule.decompose_reduction(anchor, k)
 
 
 def matmul(schedule: Any, machine: Machine) -> None:
