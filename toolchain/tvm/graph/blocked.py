@@ -11,27 +11,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from toolchain.tvm.graph.blocked_float import Convolutions
 from toolchain.tvm.graph.blocked_int8 import conv2d_blocked
 from toolchain.tvm.graph.rewrite import Graph, graph_pass
 from toolchain.tvm.graph.values import constant_of, dtype_of, ints, operator_of, shape_of
-from toolchain.tvm.loops import OPAQUE, OUT_FUSIBLE, winograd
-from toolchain.tvm.loops.conv import (
-    Conv2d,
-    choose_conv_tile,
-    conv2d,
-    depthwise2d,
-    pack_depthwise,
-    pack_weights,
-)
+from toolchain.tvm.loops import OUT_FUSIBLE
+from toolchain.tvm.loops.conv import Conv2d
 from toolchain.tvm.loops.pool import max_pool2d, max_pool_fits
 from toolchain.tvm.machine import Machine
-from toolchain.tvm.tiles import ceil_div, choose_tile
+from toolchain.tvm.tiles import ceil_div
 
 if TYPE_CHECKING:
     import numpy as np
-
-_PLAIN_INPUT = 4
-"""Most channels that are read in plain layout, one at a time; more are worth a change of layout."""
 
 FINITE_UNARY = frozenset({
     "relax.nn.relu", "relax.nn.relu6", "relax.nn.leakyrelu", "relax.nn.silu", "relax.nn.gelu", "relax.nn.gelu_tanh",
@@ -74,6 +65,9 @@ class _Layouts:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._blocked: dict[Any, Blocked] = {}
+        self._float = Convolutions(
+            machine, lambda graph, v, lanes: self._block(graph, v, lanes).value, lambda v: v in self._blocked
+        )
 
     def value(self, graph: Graph, _variable: Any, value: Any) -> Any:
         made = self._rule(graph, value)
@@ -113,86 +107,8 @@ class _Layouts:
         if dtype in ("int8", "uint8"):
             made = conv2d_blocked(graph, call, conv, self._machine, lambda v, lanes: self._block(graph, v, lanes).value)
             return None if made is None else Blocked(made, weights.shape[0])
-        if dtype not in ("float32", "float16"):
-            return None
-        oc, per_group, kh, kw = weights.shape
-        lanes = self._machine.lanes(dtype)
-        if conv.groups == oc > 1 and per_group == 1:
-            return self._depthwise(graph, call, conv, weights, lanes)
-        if conv.groups > 1 and (per_group % lanes or oc // conv.groups % lanes):
-            return None
-        source = call.args[0]
-        if source not in self._blocked and per_group <= _PLAIN_INPUT:
-            data, block = source, 1
-        else:
-            data, block = self._block(graph, source, lanes).value, lanes
-        shape = shape_of(source)
-        if shape is None:
-            return None
-        vectors = ceil_div(oc // conv.groups, lanes)
-        out = conv.output(shape[2], shape[3], (kh, kw))
-        if block == lanes and dtype == "float32" and winograd.pays(conv, weights.shape, out, self._machine):
-            return self._winograd(graph, data, weights, conv, out)
-        rows, tile = choose_conv_tile(conv, out, vectors, self._machine.room(per_group * kh * kw, dtype))
-        packed = _constant(pack_weights(weights, lanes, block, tile.vectors))
-        made = graph.builder.call_te(
-            lambda x, w: conv2d(x, w, conv, ceil_div(oc, lanes), rows, tile),
-            data,
-            packed,
-            primfunc_name_hint="conv2d",
-            primfunc_attrs={"op_pattern": OUT_FUSIBLE},
-        )
-        return Blocked(graph.emit(made), oc)
-
-    def _winograd(self, graph: Graph, data: Any, weights: np.ndarray, conv: Conv2d, out: tuple[int, int]) -> Blocked:
-        n, channels, lanes = shape_of(data)[0], weights.shape[0], self._machine.lanes("float32")  # type: ignore[index]
-        tiles = ceil_div(out[0], winograd.OUT) * ceil_div(out[1], winograd.OUT)
-        vectors = ceil_div(channels, lanes)
-        rows = n * tiles if isinstance(n, int) else None
-        tile = choose_tile(rows, vectors, self._machine.room(weights.shape[1], "float32"))
-        filters = _constant(winograd.pack_filters(weights, lanes, tile.vectors))
-        call, opaque = graph.builder.call_te, {"op_pattern": OPAQUE}
-        before = graph.emit(
-            call(
-                lambda x: winograd.transform_input(x, conv, out),
-                data,
-                primfunc_name_hint="winograd_input",
-                primfunc_attrs=opaque,
-            )
-        )
-        products = graph.emit(
-            call(
-                lambda x, w: winograd.products(x, w, vectors, tile),
-                before,
-                filters,
-                primfunc_name_hint="winograd_product",
-                primfunc_attrs=opaque,
-            )
-        )
-        after = call(
-            lambda x: winograd.transform_output(x, n, out),
-            products,
-            primfunc_name_hint="winograd_output",
-            primfunc_attrs={"op_pattern": OUT_FUSIBLE},
-        )
-        return Blocked(graph.emit(after), channels)
-
-    def _depthwise(self, graph: Graph, call: Any, conv: Conv2d, weights: np.ndarray, lanes: int) -> Blocked | None:
-        shape = shape_of(call.args[0])
-        if shape is None:
-            return None
-        data = self._block(graph, call.args[0], lanes).value
-        _, width = conv.output(shape[2], shape[3], weights.shape[2:])
-        most = max(1, min(14, self._machine.registers // 2 - 1))
-        columns = ceil_div(width, ceil_div(width, most)) if isinstance(width, int) else 4
-        made = graph.builder.call_te(
-            lambda x, w: depthwise2d(x, w, conv, columns),
-            data,
-            _constant(pack_depthwise(weights, lanes)),
-            primfunc_name_hint="depthwise2d",
-            primfunc_attrs={"op_pattern": OUT_FUSIBLE},
-        )
-        return Blocked(graph.emit(made), weights.shape[0])
+        made = self._float.emit(graph, call.args[0], conv, weights)
+        return None if made is None else Blocked(made, weights.shape[0])
 
     def _unary(self, graph: Graph, call: Any, name: str) -> Blocked | None:
         source = self._blocked.get(call.args[0])

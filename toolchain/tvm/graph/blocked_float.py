@@ -1,0 +1,108 @@
+"""Float convolutions in blocked layout: which loop nest a call becomes, with its weights packed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from toolchain.tvm.graph.rewrite import Graph
+from toolchain.tvm.graph.values import dtype_of, shape_of
+from toolchain.tvm.loops import OPAQUE, OUT_FUSIBLE, winograd
+from toolchain.tvm.loops.conv import Conv2d, choose_conv_tile, conv2d, depthwise2d, pack_depthwise, pack_weights
+from toolchain.tvm.machine import Machine
+from toolchain.tvm.tiles import ceil_div, choose_tile
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_PLAIN_INPUT = 4
+"""Most channels that are read in plain layout, one at a time; more are worth a change of layout."""
+
+
+class Convolutions:
+    """Emits the loop nests.
+
+    Args:
+        machine: the target.
+        block: gives a value in blocks of so many lanes.
+        is_blocked: whether a value is in blocks already.
+    """
+
+    def __init__(
+        self, machine: Machine, block: Callable[[Graph, Any, int], Any], is_blocked: Callable[[Any], bool]
+    ) -> None:
+        self._machine, self._block, self._is_blocked = machine, block, is_blocked
+
+    def emit(self, graph: Graph, source: Any, conv: Conv2d, weights: np.ndarray) -> Any:
+        """The convolution of ``source`` with ``weights`` (oc, ic/groups, kh, kw), blocked; None if it can't be."""
+        shape, dtype = shape_of(source), dtype_of(source)
+        if shape is None or dtype not in ("float32", "float16"):
+            return None
+        oc, per_group, kh, kw = weights.shape
+        lanes = self._machine.lanes(dtype)
+        if conv.groups == oc > 1 and per_group == 1:
+            return self._depthwise(graph, source, conv, weights, lanes)
+        if conv.groups > 1 and (per_group % lanes or oc // conv.groups % lanes):
+            return None
+        if not self._is_blocked(source) and per_group <= _PLAIN_INPUT:
+            data, block = source, 1
+        else:
+            data, block = self._block(graph, source, lanes), lanes
+        out = conv.output(shape[2], shape[3], (kh, kw))
+        if block == lanes and dtype == "float32" and winograd.pays(conv, weights.shape, out, self._machine):
+            return self._winograd(graph, data, conv, weights, out)
+        room = self._machine.room(per_group * kh * kw, dtype)
+        rows, tile = choose_conv_tile(conv, out, ceil_div(oc // conv.groups, lanes), room)
+        return self._call(
+            graph,
+            "conv2d",
+            lambda x, w: conv2d(x, w, conv, ceil_div(oc, lanes), rows, tile),
+            data,
+            pack_weights(weights, lanes, block, tile.vectors),
+        )
+
+    def _depthwise(self, graph: Graph, source: Any, conv: Conv2d, weights: np.ndarray, lanes: int) -> Any:
+        _, _, height, width = shape_of(source)  # type: ignore[misc]
+        data = self._block(graph, source, lanes)
+        _, across = conv.output(height, width, weights.shape[2:])
+        # Half of the registers for accumulators, half for the row of data they share.
+        most = max(1, min(14, self._machine.registers // 2 - 1))
+        columns = ceil_div(across, ceil_div(across, most)) if isinstance(across, int) else 4
+        packed = pack_depthwise(weights, lanes)
+        return self._call(graph, "depthwise2d", lambda x, w: depthwise2d(x, w, conv, columns), data, packed)
+
+    def _winograd(self, graph: Graph, data: Any, conv: Conv2d, weights: np.ndarray, out: tuple[int, int]) -> Any:
+        n, lanes = shape_of(data)[0], self._machine.lanes("float32")  # type: ignore[index]
+        tiles = ceil_div(out[0], winograd.OUT) * ceil_div(out[1], winograd.OUT)
+        channels = ceil_div(weights.shape[0], lanes)
+        room = self._machine.room(weights.shape[1], "float32")
+        tile = choose_tile(n * tiles if isinstance(n, int) else None, channels, room)
+        before = self._call(
+            graph, "winograd_input", lambda x: winograd.transform_input(x, conv, out), data, fusible=False
+        )
+        products = self._call(
+            graph,
+            "winograd_product",
+            lambda x, w: winograd.products(x, w, channels, tile),
+            before,
+            winograd.pack_filters(weights, lanes, tile.vectors),
+            fusible=False,
+        )
+        return self._call(graph, "winograd_output", lambda x: winograd.transform_output(x, n, out), products)
+
+    def _call(
+        self,
+        graph: Graph,
+        name: str,
+        nest: Callable[..., Any],
+        data: Any,
+        packed: np.ndarray | None = None,
+        *,
+        fusible: bool = True,
+    ) -> Any:
+        from tvm import relax
+
+        operands = [data] if packed is None else [data, relax.const(packed, str(packed.dtype))]
+        attributes = {"op_pattern": OUT_FUSIBLE if fusible else OPAQUE}
+        made = graph.builder.call_te(nest, *operands, primfunc_name_hint=name, primfunc_attrs=attributes)
+        return graph.emit(made)
