@@ -25,6 +25,7 @@ _NUM_THREADS = "TVM_NUM_THREADS"
 _BIND_THREADS = "TVM_BIND_THREADS"
 #: TVM's threading::ThreadGroup::kBig: use the fastest cores.
 _BIG_CORES = 1
+_ALIGNMENT = 64
 
 
 class TvmRunner:
@@ -33,6 +34,7 @@ class TvmRunner:
     def __init__(self, path: Path, contract: Contract, device: Any, threads: int) -> None:
         self._contract = contract
         self._device = device
+        self._on_cpu = device.type == "cpu"
         self._threads = threads
         self._lock = threading.Lock()
         check_library(path)
@@ -48,20 +50,48 @@ class TvmRunner:
         self._order = _input_order(parameters, contract, path.name)
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        import tvm
-
         with self._lock:
             set_threads(self._threads)
             try:
-                # A copy: compiled code relies on TVM's alignment of 64 bytes, which numpy does not promise.
-                values = self._main(*(tvm.runtime.tensor(inputs[name], self._device) for name in self._order))
-                arrays = [value.numpy() for value in _flat(values)]
+                values = self._main(*(self._tensor(inputs[name]) for name in self._order))
+                arrays = [_array(value) for value in _flat(values)]
             except Exception as error:
                 raise bad_input(f"the engine failed on these inputs: {first_line(error)}") from error
         names = [spec.name for spec in self._contract.outputs]
         if len(arrays) != len(names):
             raise damaged(f"the engine gave {len(arrays)} outputs, its contract names {len(names)}", "engine")
         return dict(zip(names, arrays, strict=True))
+
+    def _tensor(self, array: np.ndarray) -> Any:
+        """A copy of ``array`` on the device, aligned as compiled code relies on and numpy does not promise."""
+        import tvm
+
+        if self._on_cpu and array.size and array.dtype.kind in "fiu":
+            return tvm.runtime.from_dlpack(aligned_copy(array))
+        return tvm.runtime.tensor(array, self._device)
+
+
+def aligned_copy(array: np.ndarray) -> np.ndarray:
+    """A contiguous copy whose first element lies at a multiple of 64 bytes.
+
+    With it a tensor is handed over in a tenth of the time that TVM takes to allocate and fill one of its own.
+    """
+    import numpy as np
+
+    memory = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    np.copyto(copy, array)
+    return copy
+
+
+def _array(value: Any) -> np.ndarray:
+    """A tensor's values in memory of their own."""
+    import numpy as np
+
+    if value.device.type == "cpu" and str(value.dtype) != "bool" and 0 not in value.shape:
+        return np.array(np.from_dlpack(value))
+    return value.numpy()  # type: ignore[no-any-return]
 
 
 def tvm_opener(contract: Contract, device: str, threads: int) -> Callable[[Path], TvmRunner]:
