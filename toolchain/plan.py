@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,8 @@ from toolchain.stages import (
     verify,
 )
 from toolchain.target import TargetProfile
+from toolchain.tvm.records import Records, load_records
+from toolchain.tvm.records import to_json as records_to_json
 
 DEFAULT_K = 5
 
@@ -79,6 +81,7 @@ class _Maker:
     recipe: Recipe
     host: Host
     measured: bool
+    records: Mapping[str, Records]
     nodes: list[Node] = field(default_factory=list)
 
     def add(self, id: str, stage: Any, options: Any, inputs: dict[str, str], **rest: Any) -> str:
@@ -97,6 +100,11 @@ class _Maker:
         return moved + (f":{function}" if colon else "")
 
 
+def recipe_records(recipe: Recipe) -> Mapping[str, Records]:
+    """Target -> its tuning records, from the file beside the recipe; none if there is no such file."""
+    return load_records(recipe.records_path) if recipe.records_path.exists() or recipe.tvm.records else {}
+
+
 def make_plan(recipe: Recipe, profiles: Sequence[TargetProfile], host: Host, measured: bool = True) -> Plan:
     """The plan of ``recipe`` for ``profiles``.
 
@@ -106,7 +114,7 @@ def make_plan(recipe: Recipe, profiles: Sequence[TargetProfile], host: Host, mea
         host: this machine: engines whose target it satisfies are verified and measured natively.
         measured: False to plan no measurements (they are given, or not wanted).
     """
-    maker = _Maker(recipe, host, measured)
+    maker = _Maker(recipe, host, measured, recipe_records(recipe))
     _shared(maker)
     targets = tuple(_target(maker, profile) for profile in profiles)
     return Plan(recipe, tuple(maker.nodes), targets)
@@ -270,7 +278,7 @@ def _engine(maker: _Maker, profile: TargetProfile, precision: str, backend: str,
         maker.add(
             name,
             compile_tvm.STAGE,
-            _tvm_options(profile, precision, native),
+            _tvm_options(maker, profile, precision, native),
             {"onnx": source},
             failure=ExitCode.COMPILE,
             tolerant=True,
@@ -301,7 +309,8 @@ def _engine(maker: _Maker, profile: TargetProfile, precision: str, backend: str,
     return Entry(precision, backend, name, checked)
 
 
-def _tvm_options(profile: TargetProfile, precision: str, native: bool) -> compile_tvm.Options:
+def _tvm_options(maker: _Maker, profile: TargetProfile, precision: str, native: bool) -> compile_tvm.Options:
+    records = maker.records.get(profile.name, {}) if precision == "fp32" else {}
     return compile_tvm.Options(
         target=profile.tvm_target(),
         kind=profile.kind,
@@ -312,6 +321,8 @@ def _tvm_options(profile: TargetProfile, precision: str, native: bool) -> compil
         linker=profile.tvm.linker,
         libc_min=profile.runtime.abi.min,
         precision=precision,
+        records=records_to_json(records),
+        records_file=maker.path(maker.recipe.records_file) if records else "",
     )
 
 

@@ -43,6 +43,7 @@ from toolchain.recipe_parts import (
     Model,
     Quantize,
     TargetGates,
+    Tvm,
     source_kind,
 )
 from toolchain.target import is_path, list_targets
@@ -61,6 +62,7 @@ __all__ = [
     "Quantize",
     "Recipe",
     "TargetGates",
+    "Tvm",
     "load_recipe",
     "source_kind",
     "split_function",
@@ -90,6 +92,7 @@ class Recipe(Section):
     measure: Measure = Field(
         default_factory=lambda: Measure.model_validate({}), description="a table with shapes, runs"
     )
+    tvm: Tvm = Field(default_factory=lambda: Tvm.model_validate({}), description="a table with records")
     gates: Gates = Field(default_factory=lambda: Gates.model_validate({}), description="a table of limits")
 
     _path: Path = PrivateAttr(default=Path())
@@ -123,6 +126,16 @@ class Recipe(Section):
                 if (candidate / marker).exists():
                     return candidate
         return folder
+
+    @property
+    def records_file(self) -> str:
+        """The file of tuning records, which need not exist, relative to the recipe."""
+        return self.tvm.records or f"{self.path.stem}.tune.toml"
+
+    @property
+    def records_path(self) -> Path:
+        """The file of tuning records, which need not exist."""
+        return self.resolve(self.records_file)
 
     def resolve(self, relative: str) -> Path:
         """A path of the recipe, from the recipe's folder."""

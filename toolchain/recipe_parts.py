@@ -160,6 +160,14 @@ class Measure(Section):
     threads: Count = Field(0, description="threads of the engine; 0 for all cores")
 
 
+class Tvm(Section):
+    """Settings of TVM's engines."""
+
+    records: RelativePath | None = Field(
+        None, description="file of tuning records; if not given, the one beside the recipe that ends in .tune.toml"
+    )
+
+
 class GateLimits(Section):
     """Limits that fail a build; one that is not given is not checked."""
 

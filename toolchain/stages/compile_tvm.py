@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,8 @@ class Options:
         linker: see :class:`toolchain.tvm.link.Linker`.
         libc_min: lowest glibc that the library must load on, or "".
         precision: name of the candidate, written to engine.json.
+        records: tuned choices, as :func:`toolchain.tvm.records.to_json` gives them; the rules choose the rest.
+        records_file: where they come from, relative to the repository's root, for the report.
     """
 
     target: Mapping[str, Any]
@@ -45,6 +47,8 @@ class Options:
     linker: str
     libc_min: str
     precision: str
+    records: Mapping[str, str] = field(default_factory=dict)
+    records_file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,6 @@ def run(ctx: StageContext) -> StageResult:
     from toolchain.tvm.integer_products import refuse_quantized
     from toolchain.tvm.library import Refusal
     from toolchain.tvm.link import Linker
-    from toolchain.tvm.pipeline import Machine
     from toolchain.tvm.sizes import conform_inputs
 
     options: Options = ctx.options
@@ -92,7 +95,7 @@ def run(ctx: StageContext) -> StageResult:
     conform_inputs(model, signature)
     linker = Linker(options.linker, options.arch, options.libc_min)
     linker.check()
-    machine = Machine(dict(options.target), options.kind, options.arch, options.vector_bits, options.registers)
+    machine = machine_of(options)
     try:
         check_operators(model)
         if options.kind != "cpu":
@@ -106,6 +109,21 @@ def run(ctx: StageContext) -> StageResult:
         shutil.rmtree(ctx.out / "parts", ignore_errors=True)
         return StageResult(refused=str(refusal))
     return StageResult(_write_engine(ctx, folder, facts))
+
+
+def machine_of(options: Options) -> Machine:
+    """The target as the compile pipeline sees it.
+
+    Raises:
+        ToolchainError: BAD_RECIPE: a record can't be used.
+    """
+    from toolchain.tvm.choices import Choices
+    from toolchain.tvm.pipeline import Machine
+    from toolchain.tvm.records import from_json
+
+    bits, registers = options.vector_bits, options.registers
+    choices = Choices(from_json(options.records))
+    return Machine(dict(options.target), options.kind, options.arch, bits, registers, choices=choices)
 
 
 def _compile_sizes(job: _Job, model: onnx.ModelProto) -> dict[str, Any]:
@@ -147,12 +165,21 @@ def _compile_variants(job: _Job, variants: list[_Variant]) -> dict[str, Any]:
             {"name": name, "rule": k.rule, "tile": k.tile, "of_peak": k.of_peak}
             for name, k in sorted(notes.kernels.items())
         ],
+        **_records_facts(job),
         "linker": job.options.linker,
         "operators": dict(operator_counts(variants[-1].model)),
         "float_products": float_products(variants[-1].model),
         "checked": f"no: {skipped}" if skipped else _how_checked(job.options),
         "max_abs_error": None if skipped else rounded(max(c.max_abs_error for c in checks)),
     }
+
+
+def _records_facts(job: _Job) -> dict[str, Any]:
+    """How many of the tuning records served, if there are any."""
+    choices = job.machine.choices
+    if not choices.records:
+        return {}
+    return {"records": {"file": job.options.records_file, "given": len(choices.records), "used": choices.used}}
 
 
 def _how_checked(options: Options) -> str:
@@ -199,6 +226,7 @@ def _check_by_proxy(job: _Job, module: Any, sizes: list[dict[str, int]]) -> Comp
     import platform
     import tempfile
 
+    from toolchain.tvm.choices import Choices
     from toolchain.tvm.link import Linker, link_executable
     from toolchain.tvm.pipeline import Machine, Notes, compile_module
 
@@ -206,7 +234,8 @@ def _check_by_proxy(job: _Job, module: Any, sizes: list[dict[str, int]]) -> Comp
     # No processor is named: the answer must not depend on which machine builds.
     target = {"kind": "llvm", "mtriple": f"{arch}-linux-gnu"}
     bits = job.options.vector_bits if job.options.kind == "cpu" else 128
-    machine = Machine(target, "cpu", arch, bits, job.options.registers)
+    records = Choices(job.machine.choices.records)
+    machine = Machine(target, "cpu", arch, bits, job.options.registers, choices=records)
     linker = Linker("cc" if shutil.which("cc") else "zig", arch, "")
     with tempfile.TemporaryDirectory(prefix="toolchain-proxy-") as temporary:
         library = Path(temporary) / "proxy.so"

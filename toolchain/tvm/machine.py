@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from toolchain.errors import ExitCode, ToolchainError
+from toolchain.tvm.choices import Choices
 from toolchain.tvm.library import load_tvm, one_line
+from toolchain.tvm.loops.conv import Conv2d
+from toolchain.tvm.nests import Choice, Nest
 from toolchain.tvm.tiles import Room
 
 
@@ -22,6 +26,7 @@ class Machine:
         registers: number of vector registers (CPU).
         l1d_kib: level-1 data cache of a core in KiB (CPU).
         l2_kib: level-2 cache of a core in KiB (CPU).
+        choices: answers which tile a loop nest takes: a record of tuning, or the rule's.
     """
 
     target: dict[str, Any]
@@ -31,6 +36,7 @@ class Machine:
     registers: int = 16
     l1d_kib: int = 32
     l2_kib: int = 512
+    choices: Choices = field(default_factory=Choices, compare=False)
 
     def lanes(self, dtype: str) -> int:
         """Elements of ``dtype`` in one vector register."""
@@ -40,6 +46,19 @@ class Machine:
         """What tiles of a reduction over ``depth`` elements of ``dtype`` have to fit in."""
         panel = depth * self.lanes(dtype) * dtype_bits(dtype) // 8
         return Room(self.registers, self.l1d_kib * 1024, panel)
+
+    def choose(
+        self,
+        dtype: str,
+        data: Sequence[Any],
+        weights: Sequence[int],
+        conv: Conv2d | None = None,
+        *,
+        plain: bool = False,
+    ) -> Choice:
+        """The tile of a convolution or product; arguments as in :meth:`toolchain.tvm.nests.Nest.of`."""
+        nest = Nest.of(dtype, data, weights, conv, self.vector_bits, self.registers, plain=plain)
+        return self.choices.choose(nest, data, self)
 
     def dot(self) -> str:
         """The instruction for products of 8-bit values: a key of :data:`toolchain.tvm.intrinsics.DATA_TYPE`, or ""."""

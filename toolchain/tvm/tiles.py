@@ -24,10 +24,11 @@ _IN_FLIGHT = 8
 _FAR = 4
 """Loads from level 1 that take as long as one of a 64-byte vector from level 2, at 32 bytes a cycle."""
 
-_MAX_ROWS = 14
+MAX_ROWS = 14
 """Most rows: beyond it their addresses no longer fit in general registers."""
 
-_MAX_VECTORS = 8
+MAX_VECTORS = 8
+"""Most vectors."""
 
 _SAMPLE_ROWS = (1, 4, 16, 64, 256)
 """Numbers of rows over which a tile is judged whose number is known only at run time."""
@@ -81,8 +82,8 @@ def choose_tile(rows: int | None, vectors: int, room: Room) -> Tile:
     """The cheapest tile for ``rows`` (None: known only at run time) values times ``vectors`` vectors."""
     fitting = [
         Tile(r, v)
-        for r in range(1, min(rows or _MAX_ROWS, _MAX_ROWS) + 1)
-        for v in range(1, min(vectors, _MAX_VECTORS) + 1)
+        for r in range(1, min(rows or MAX_ROWS, MAX_ROWS) + 1)
+        for v in range(1, min(vectors, MAX_VECTORS) + 1)
         if room.holds(r, v)
     ]
     if rows is not None:
@@ -97,9 +98,9 @@ def choose_rows(height: int, width: int, vectors: int, room: Room) -> tuple[int,
     With narrow images several image rows are taken at once, as long as they divide the height.
     """
     best: tuple[float, int, Tile] | None = None
-    for image_rows in (d for d in range(1, min(height, _MAX_ROWS) + 1) if height % d == 0):
-        for columns in range(1, min(width, _MAX_ROWS // image_rows) + 1):
-            for v in range(1, min(vectors, _MAX_VECTORS) + 1):
+    for image_rows in (d for d in range(1, min(height, MAX_ROWS) + 1) if height % d == 0):
+        for columns in range(1, min(width, MAX_ROWS // image_rows) + 1):
+            for v in range(1, min(vectors, MAX_VECTORS) + 1):
                 if not room.holds(image_rows * columns, v):
                     continue
                 tiles = (height // image_rows) * ceil_div(width, columns) * ceil_div(vectors, v)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from toolchain.tvm.graph.rewrite import Graph
 from toolchain.tvm.graph.values import dtype_of, shape_of
 from toolchain.tvm.loops import OPAQUE, OUT_FUSIBLE, winograd
-from toolchain.tvm.loops.conv import Conv2d, choose_conv_tile, conv2d, depthwise2d, pack_depthwise, pack_weights
+from toolchain.tvm.loops.conv import Conv2d, conv2d, depthwise2d, pack_depthwise, pack_weights
 from toolchain.tvm.machine import Machine
-from toolchain.tvm.tiles import ceil_div, choose_tile
+from toolchain.tvm.tiles import Tile, ceil_div
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,16 +49,15 @@ class Convolutions:
         else:
             data, block = self._block(graph, source, lanes), lanes
         out = conv.output(shape[2], shape[3], (kh, kw))
-        if block == lanes and dtype == "float32" and winograd.pays(conv, weights.shape, out, self._machine):
-            return self._winograd(graph, data, conv, weights, out)
-        room = self._machine.room(per_group * kh * kw, dtype)
-        rows, tile = choose_conv_tile(conv, out, ceil_div(oc // conv.groups, lanes), room)
+        choice = self._machine.choose(dtype, shape, weights.shape, conv, plain=block == 1)
+        if choice.winograd:
+            return self._winograd(graph, data, conv, weights, out, choice.tile)
         return self._call(
             graph,
             "conv2d",
-            lambda x, w: conv2d(x, w, conv, ceil_div(oc, lanes), rows, tile),
+            lambda x, w: conv2d(x, w, conv, ceil_div(oc, lanes), choice.rows, choice.tile),
             data,
-            pack_weights(weights, lanes, block, tile.vectors),
+            pack_weights(weights, lanes, block, choice.vectors),
         )
 
     def _depthwise(self, graph: Graph, source: Any, conv: Conv2d, weights: np.ndarray, lanes: int) -> Any:
@@ -71,12 +70,11 @@ class Convolutions:
         packed = pack_depthwise(weights, lanes)
         return self._call(graph, "depthwise2d", lambda x, w: depthwise2d(x, w, conv, columns), data, packed)
 
-    def _winograd(self, graph: Graph, data: Any, conv: Conv2d, weights: np.ndarray, out: tuple[int, int]) -> Any:
+    def _winograd(
+        self, graph: Graph, data: Any, conv: Conv2d, weights: np.ndarray, out: tuple[int, int], tile: Tile
+    ) -> Any:
         n, lanes = shape_of(data)[0], self._machine.lanes("float32")  # type: ignore[index]
-        tiles = ceil_div(out[0], winograd.OUT) * ceil_div(out[1], winograd.OUT)
         channels = ceil_div(weights.shape[0], lanes)
-        room = self._machine.room(weights.shape[1], "float32")
-        tile = choose_tile(n * tiles if isinstance(n, int) else None, channels, room)
         before = self._call(
             graph, "winograd_input", lambda x: winograd.transform_input(x, conv, out), data, fusible=False
         )

@@ -10,7 +10,6 @@ from toolchain.tvm.graph.values import constant_of, dtype_of, operator_of, shape
 from toolchain.tvm.loops import OUT_FUSIBLE
 from toolchain.tvm.loops.dense import dense, pack_matrix
 from toolchain.tvm.machine import Machine
-from toolchain.tvm.tiles import ceil_div, choose_tile
 
 
 def flatten_rows() -> Any:
@@ -60,9 +59,7 @@ class _Pack:
         if dtype not in ("float32", "float16") or dtype_of(graph.builder.normalize(value)) != dtype:
             return value
         lanes = self._machine.lanes(dtype)
-        rows = shape[0] if isinstance(shape[0], int) else None
-        vectors = ceil_div(weights.shape[1], lanes)
-        tile = choose_tile(rows, vectors, self._machine.room(weights.shape[0], dtype))
+        tile = self._machine.choose(dtype, shape, weights.shape).tile
         packed = relax.const(pack_matrix(weights, lanes, tile.vectors), dtype)
         return graph.builder.call_te(
             lambda x, w: dense(x, w, weights.shape[1], tile),

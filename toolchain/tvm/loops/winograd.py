@@ -11,15 +11,17 @@ output transform (``winograd_output``), behind which element-wise work is fused.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from toolchain.tvm.loops import COLUMNS, ROWS, RULE, VECTORS
 from toolchain.tvm.loops.conv import Conv2d
-from toolchain.tvm.machine import Machine
 from toolchain.tvm.tiles import Tile, ceil_div
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from toolchain.tvm.machine import Machine
 
 OUT = 4
 """Output values of a tile along an axis."""
@@ -32,7 +34,21 @@ _BYTES_PER_CYCLE = 8
 """Assumed bandwidth for filters and transformed values, which do not stay in level 1: between level 2 and memory."""
 
 
-def pays(conv: Conv2d, shape: tuple[int, int, int, int], out: tuple[Any, Any], machine: Machine) -> bool:
+def possible(conv: Conv2d, shape: Sequence[int], out: tuple[Any, Any], lanes: int) -> bool:
+    """Whether it applies: 3x3, stride 1, whole vectors of channels, an image of known size.
+
+    Args:
+        conv: sizes.
+        shape: of the weights, (oc, ic, kh, kw).
+        out: height and width of the output.
+        lanes: elements of a vector.
+    """
+    oc, ic, kh, kw = shape
+    plain = (kh, kw, conv.strides, conv.dilation, conv.groups) == (3, 3, (1, 1), (1, 1), 1)
+    return plain and all(isinstance(size, int) for size in out) and ic % lanes == 0 and oc % lanes == 0
+
+
+def pays(conv: Conv2d, shape: Sequence[int], out: tuple[Any, Any], machine: Machine) -> bool:
     """Whether the transforms and the larger filters cost less than the multiplications they save.
 
     Args:
@@ -41,21 +57,18 @@ def pays(conv: Conv2d, shape: tuple[int, int, int, int], out: tuple[Any, Any], m
         out: height and width of the output.
         machine: the target.
     """
-    oc, ic, kh, kw = shape
-    height, width = out
-    plain = (kh, kw, conv.strides, conv.dilation, conv.groups) == (3, 3, (1, 1), (1, 1), 1)
-    if not plain or not isinstance(height, int) or not isinstance(width, int):
-        return False
     lanes = machine.lanes("float32")
-    if ic % lanes or oc % lanes:
+    if not possible(conv, shape, out, lanes):
         return False
+    oc, ic = shape[:2]
+    height, width = out
     tiles = ceil_div(height, OUT) * ceil_div(width, OUT)
     direct = height * width * oc * ic * 9 / lanes
     product = tiles * POINTS**2 * oc * ic / lanes
     # Two passes of 1-d transforms of about four operations a value, and a load and a store of each.
     transforms = tiles * POINTS**2 * (ic + oc) / lanes * 12
     traffic = 4 * POINTS**2 * (oc * ic + 2 * tiles * (ic + oc)) / _BYTES_PER_CYCLE
-    return product + transforms + traffic < _WORTH * direct
+    return bool(product + transforms + traffic < _WORTH * direct)
 
 
 def pack_filters(weights: np.ndarray, lanes: int, vectors: int) -> np.ndarray:
