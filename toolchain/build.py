@@ -82,7 +82,7 @@ def plan(
         ToolchainError: BAD_RECIPE, BAD_TARGET.
     """
     loaded, made = _prepare(recipe, targets, measure)
-    store = _open_cache(cache)
+    store = open_cache(cache)
     runner = Runner(store, loaded.root.absolute(), loaded.name)
     try:
         return forecast(made.nodes, runner)
@@ -123,7 +123,7 @@ def build(
         ToolchainError: anything but a gate stopped the build.
     """
     loaded, made = _prepare(recipe, targets, measure and measurements is None)
-    store = _open_cache(cache)
+    store = open_cache(cache)
     runner = Runner(store, loaded.root.absolute(), loaded.name, dump_ir.absolute() if dump_ir else None)
     with store.in_use():
         try:
@@ -144,10 +144,15 @@ def build(
 def _prepare(recipe: Path | str, targets: Sequence[str], measure: bool) -> tuple[Recipe, Plan]:
     loaded = load_recipe(Path(recipe).absolute())
     profiles = [load_target(t, loaded.folder) for t in loaded.targets]
-    return loaded, make_plan(loaded, _chosen(loaded, profiles, targets), detect_host(), measure)
+    return loaded, make_plan(loaded, chosen_targets(loaded, profiles, targets), detect_host(), measure)
 
 
-def _chosen(recipe: Recipe, profiles: Sequence[TargetProfile], names: Iterable[str]) -> list[TargetProfile]:
+def chosen_targets(recipe: Recipe, profiles: Sequence[TargetProfile], names: Iterable[str]) -> list[TargetProfile]:
+    """The profiles that are named, all if none is.
+
+    Raises:
+        ToolchainError: BAD_TARGET.
+    """
     by_name = {profile.name: profile for profile in profiles}
     for name in names:
         if name not in by_name:
@@ -160,7 +165,8 @@ def _chosen(recipe: Recipe, profiles: Sequence[TargetProfile], names: Iterable[s
     return [p for p in profiles if not names or p.name in set(names)]
 
 
-def _open_cache(folder: Path | None) -> Cache:
+def open_cache(folder: Path | None) -> Cache:
+    """The stage cache, the user's if no folder is given."""
     return Cache(folder or default_folder(), default_limit())
 
 

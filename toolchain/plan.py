@@ -105,7 +105,13 @@ def recipe_records(recipe: Recipe) -> Mapping[str, Records]:
     return load_records(recipe.records_path) if recipe.records_path.exists() or recipe.tvm.records else {}
 
 
-def make_plan(recipe: Recipe, profiles: Sequence[TargetProfile], host: Host, measured: bool = True) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    profiles: Sequence[TargetProfile],
+    host: Host,
+    measured: bool = True,
+    records: Mapping[str, Records] | None = None,
+) -> Plan:
     """The plan of ``recipe`` for ``profiles``.
 
     Args:
@@ -113,8 +119,9 @@ def make_plan(recipe: Recipe, profiles: Sequence[TargetProfile], host: Host, mea
         profiles: for which targets, in order.
         host: this machine: engines whose target it satisfies are verified and measured natively.
         measured: False to plan no measurements (they are given, or not wanted).
+        records: tuning records by target; those of the recipe's file if not given.
     """
-    maker = _Maker(recipe, host, measured, recipe_records(recipe))
+    maker = _Maker(recipe, host, measured, recipe_records(recipe) if records is None else records)
     _shared(maker)
     targets = tuple(_target(maker, profile) for profile in profiles)
     return Plan(recipe, tuple(maker.nodes), targets)

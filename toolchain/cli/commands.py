@@ -6,6 +6,7 @@ COMMANDS: dict[str, str] = {
     "inspect": "Show what a release or bundle holds, promises and measured.",
     "verify": "Check a bundle's digests and outputs, or that a recipe reproduces.",
     "diff": "Compare two releases or bundles.",
+    "tune": "Search for better tiles than the rules', and record them beside the recipe.",
     "why": "Say why each stage of a recipe would run or not.",
     "targets": "List target profiles, or explain one.",
     "cache": "Show the size of the stage cache, or prune it.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -115,3 +116,15 @@ def _winograd_rows(nest: Nest) -> int | None:
     if images is None or height is None or width is None:
         return None
     return images * ceil_div(height, winograd.OUT) * ceil_div(width, winograd.OUT)
+
+
+def share_of(nest: Nest, machine: Machine, data: Sequence[int]) -> float:
+    """Half cycles that the rule's choice is expected to take on ``data`` of these sizes, to compare loop nests by."""
+    known = dataclasses.replace(nest, data=tuple(data))
+    choice = by_rule(nest, machine)
+    if choice.winograd:
+        points = winograd.POINTS**2
+        return _cost(known, choice, machine) * known.weights[1] * points
+    images = data[0] if nest.conv is not None else 1
+    groups = nest.conv.groups if nest.conv is not None else 1
+    return _cost(known, choice, machine) * nest.depth * images * groups
