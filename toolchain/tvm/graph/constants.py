@@ -72,6 +72,13 @@ def _evaluators() -> dict[str, _Evaluator]:
 
         return evaluate
 
+    def summed(call: Any, inputs: list[np.ndarray], shape: list[int]) -> np.ndarray | None:
+        # Sums of integers only: floating-point ones depend on their order.
+        if inputs[0].dtype.kind not in "iu":
+            return None
+        axes = None if call.attrs.axis is None else tuple(ints(call.attrs.axis))
+        return inputs[0].sum(axes, dtype=inputs[0].dtype).reshape(shape)
+
     def chosen(_call: Any, inputs: list[np.ndarray], shape: list[int]) -> np.ndarray | None:
         return np.broadcast_to(np.where(inputs[0], inputs[1], inputs[2]), shape) if len(inputs) == 3 else None
 
@@ -81,6 +88,7 @@ def _evaluators() -> dict[str, _Evaluator]:
         "relax.astype": cast,
         "relax.isnan": lambda _call, inputs, _shape: np.isnan(inputs[0]),
         "relax.where": chosen,
+        "relax.sum": summed,
         **dict.fromkeys(views, reshaped),
         "relax.add": binary(np.add),
         "relax.subtract": binary(np.subtract),
