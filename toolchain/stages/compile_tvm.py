@@ -34,6 +34,9 @@ class Options:
         linker: see :class:`toolchain.tvm.link.Linker`.
         libc_min: lowest glibc that the library must load on, or "".
         precision: name of the candidate, written to engine.json.
+        l1d_kib: level-1 data cache of a core in KiB.
+        proxy: LLVM processor name of the code that is run here in place of the target's, when that can't be; ""
+            for the plainest of this architecture.
         records: tuned choices, as :func:`toolchain.tvm.records.to_json` gives them; the rules choose the rest.
         records_file: where they come from, relative to the repository's root, for the report.
     """
@@ -47,6 +50,8 @@ class Options:
     linker: str
     libc_min: str
     precision: str
+    l1d_kib: int = 32
+    proxy: str = ""
     records: Mapping[str, str] = field(default_factory=dict)
     records_file: str = ""
 
@@ -123,7 +128,7 @@ def machine_of(options: Options) -> Machine:
 
     bits, registers = options.vector_bits, options.registers
     choices = Choices(from_json(options.records))
-    return Machine(dict(options.target), options.kind, options.arch, bits, registers, choices=choices)
+    return Machine(dict(options.target), options.kind, options.arch, bits, registers, options.l1d_kib, choices=choices)
 
 
 def _compile_sizes(job: _Job, model: onnx.ModelProto) -> dict[str, Any]:
@@ -231,11 +236,13 @@ def _check_by_proxy(job: _Job, module: Any, sizes: list[dict[str, int]]) -> Comp
     from toolchain.tvm.pipeline import Machine, Notes, compile_module
 
     arch = platform.machine()
-    # No processor is named: the answer must not depend on which machine builds.
+    # The processor is an option, and so part of the key: the answer must not depend on which machine builds.
     target = {"kind": "llvm", "mtriple": f"{arch}-linux-gnu"}
+    if job.options.proxy:
+        target["mcpu"] = job.options.proxy
     bits = job.options.vector_bits if job.options.kind == "cpu" else 128
     records = Choices(job.machine.choices.records)
-    machine = Machine(target, "cpu", arch, bits, job.options.registers, choices=records)
+    machine = Machine(target, "cpu", arch, bits, job.options.registers, job.options.l1d_kib, choices=records)
     linker = Linker("cc" if shutil.which("cc") else "zig", arch, "")
     with tempfile.TemporaryDirectory(prefix="toolchain-proxy-") as temporary:
         library = Path(temporary) / "proxy.so"
@@ -283,7 +290,7 @@ def programs(options: Options) -> tuple[str, ...]:
 
 STAGE = StageDef(
     name="compile_tvm",
-    version=2,
+    version=3,
     run="toolchain.stages.compile_tvm:run",
     options=Options,
     tools=("apache-tvm", "onnx", "onnxruntime", "onnxslim", "numpy", "ziglang"),

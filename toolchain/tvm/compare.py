@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolchain.graph.numeric import WITHOUT_SPINNING
 from toolchain.specs import InputSpec, Signature
 from toolchain.tvm.library import load_tvm, one_line
 
@@ -90,6 +91,7 @@ class Reference:
 
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        options.add_session_config_entry(*WITHOUT_SPINNING)
         self._session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         self._names = [output.name for output in self._session.get_outputs()]
 

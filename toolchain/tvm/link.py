@@ -8,6 +8,7 @@ needs, and the linker runs inside its own folder with fixed, relative file names
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import shutil
 import subprocess
@@ -111,18 +112,25 @@ def link_executable(executable: Any, linker: Linker, output: Path) -> None:
         ToolchainError: MISSING_TOOL or COMPILE: no such linker, it failed, it made a library for another machine,
             or one that demands a newer glibc than the profile promises.
     """
+    from toolchain.tvm.blob import write_object
     from toolchain.tvm.elf import glibc_newer_than, read_elf
 
     linker.check()
-    with tempfile.TemporaryDirectory(prefix="toolchain-link-") as temporary:
+    # Beside the output, so that a library of any size gets there by a rename.
+    with tempfile.TemporaryDirectory(prefix="link-", dir=output.parent) as temporary:
         folder = Path(temporary)
 
         # Without any compiled function TVM passes options for a C compiler.
         def link(_name: str, files: list[str], options: list[str] | None = None) -> None:
             linker.link([Path(file).name for file in files], folder)
 
-        executable.export_library(str(folder / "model.so"), fcompile=link, workspace_dir=str(folder))
-        shutil.copyfile(folder / "model.so", output)
+        def pack(module: Any, _system: bool, _prefix: str, _folder: str) -> str:
+            write_object(_packed(module), linker.arch, folder / "constants.o")
+            return str(folder / "constants.o")
+
+        name = str(folder / "model.so")
+        executable.export_library(name, fcompile=link, fpack_imports=pack, workspace_dir=str(folder))
+        os.replace(name, output)
     info = read_elf(output)
     if info.machine != linker.arch:
         raise _error(f"linker {linker.name!r} made a library for {info.machine}, not for {linker.arch}")
@@ -132,6 +140,14 @@ def link_executable(executable: Any, linker: Linker, output: Path) -> None:
             f"{linker.libc_min}",
             hint='set linker = "zig" in the target profile\'s [tvm] table',
         )
+
+
+def _packed(module: Any) -> memoryview:
+    """What is no machine code of ``module``, serialized: the virtual machine's program and the constants."""
+    import numpy as np
+    from tvm_ffi import get_global_func
+
+    return np.from_dlpack(get_global_func("runtime.ModulePackImportsToTensor")(module)).data
 
 
 def _error(what: str, where: str = "target.tvm.linker", hint: str = "") -> ToolchainError:
