@@ -100,6 +100,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
             ("gate", "got", "limit", "held"),
             [(g["gate"], number(g["got"]), number(g["limit"]), "yes" if g["held"] else "NO") for g in gates],
         )
+    lines += _tuned(report["stages"])
     lines += _unquantized(report["stages"])
     lines += ["", "## Tools", "", ", ".join(f"{name} {version}" for name, version in report["tools"].items()), ""]
     return "\n".join(lines)
@@ -138,6 +139,13 @@ def number(value: float | None, digits: int = 6) -> str:
         return "-"
     text = f"{value:.{digits}f}"
     return f"{value:.3g}" if float(text) == 0 and value != 0 else text
+
+
+def _tuned(stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Which file of tuning records served which engine."""
+    tuned = [(stage, facts["records"]) for stage, facts in stages.items() if facts.get("records")]
+    lines = [f"- {stage}: {r['used']} of {r['given']} records of {r['file']}" for stage, r in tuned]
+    return ["", "## Tuned", "", *lines] if lines else []
 
 
 def _unquantized(stages: Mapping[str, Mapping[str, Any]]) -> list[str]:

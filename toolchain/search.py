@@ -6,19 +6,17 @@ faster by :data:`MARGIN`, twice; the records are kept if the whole model is fast
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from toolchain.errors import ExitCode, ToolchainError
+from toolchain.trials import Progress, Workers
 from toolchain.tvm.nests import Nest
-from toolchain.tvm.records import Records, to_json
-from toolchain.worker import WorkerPool
+from toolchain.tvm.records import Records, from_json, to_json
 
 MARGIN = 0.03
 """Least gain of a candidate: less than that is noise."""
@@ -115,49 +113,6 @@ class TargetResult:
         }
 
 
-class Workers:
-    """Calls in children; what happens to a child costs that call only."""
-
-    def __init__(self, pool: WorkerPool, folder: Path) -> None:
-        self._pool, self._folder, self._count = pool, folder, 0
-
-    def call(self, function: str, request: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
-        """The result of a call, or None and why there is none."""
-        self._count += 1
-        reply, log = (self._folder / f"{self._count}.{end}" for end in ("reply", "log"))
-        end = self._pool.call("tvm", function, dict(request), reply, log)
-        if end.reply is None:
-            return None, "took too long" if "SIGALRM" in end.describe() else end.describe()
-        if "error" in end.reply:
-            return None, str(end.reply["error"]["what"])
-        if "exception" in end.reply:
-            return None, str(end.reply["exception"]).splitlines()[0]
-        result: dict[str, Any] = end.reply["result"]
-        return result, ""
-
-
-class Progress:
-    """What is known of loop nests, on disk after each of them."""
-
-    def __init__(self, file: Path, restart: bool) -> None:
-        self._file = file
-        self._known: dict[str, dict[str, Any]] = {}
-        if not restart and file.exists():
-            self._known = json.loads(file.read_text())
-
-    def get(self, key: str) -> dict[str, Any] | None:
-        """The entry of a loop nest."""
-        return self._known.get(key)
-
-    def put(self, key: str, entry: dict[str, Any]) -> None:
-        """Add an entry and write the file at once or not at all."""
-        self._known[key] = entry
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._file.with_name(self._file.name + ".partial")
-        partial.write_text(json.dumps(self._known, sort_keys=True, indent=1))
-        os.replace(partial, self._file)
-
-
 @dataclass(slots=True)
 class Search:
     """One target's search."""
@@ -177,11 +132,13 @@ class Search:
             before: records of earlier runs: tried first, and kept for loop nests that are not reached.
 
         Raises:
-            ToolchainError: MEASURE: the whole model can't be compiled or run in a child.
+            ToolchainError: MEASURE: the child that compiles the whole model by the rules crashed.
         """
         self.task.folder.mkdir(parents=True)
         started = time.monotonic()
-        rules = self._whole({}, "rules")
+        rules, why = self._whole({}, "rules")
+        if rules is None:
+            raise ToolchainError(f"the whole model: {why}", where=self.task.target, code=ExitCode.MEASURE)
         if "refused" in rules:
             return TargetResult(self.task.target, (), {}, refused=str(rules["refused"]))
         # What remains must do for compiling the whole model with records, and comparing it.
@@ -259,7 +216,7 @@ class Search:
             "records": {},
         }
 
-    def _whole(self, records: Mapping[str, str], name: str) -> dict[str, Any]:
+    def _whole(self, records: Mapping[str, str], name: str) -> tuple[dict[str, Any] | None, str]:
         folder = self.task.folder / name
         folder.mkdir()
         request = {
@@ -269,13 +226,7 @@ class Search:
             "records": dict(records),
             "candidates": _CANDIDATES,
         }
-        return self._must("toolchain.tvm.tuning:whole", request)
-
-    def _must(self, function: str, request: Mapping[str, Any]) -> dict[str, Any]:
-        result, why = self.workers.call(function, request)
-        if result is None:
-            raise ToolchainError(f"the whole model: {why}", where=self.task.target, code=ExitCode.MEASURE)
-        return result
+        return self.workers.call("toolchain.tvm.tuning:whole", request)
 
     def _settle(self, rules: Mapping[str, Any]) -> TargetResult:
         """The records with which the whole model is faster: all of them, or the half that should give most, ..."""
@@ -284,27 +235,30 @@ class Search:
         for attempt in range(len(better).bit_length()):
             kept = better[: math.ceil(len(better) / 2**attempt)]
             records = {f.nest: f.best for f in kept}
-            compiled = self._whole(records, f"records-{attempt}")
-            request = {**self._request(_WHOLE_LIMIT, self.task.folder, _WHOLE), "model": str(self.task.model)}
-            if "refused" in compiled:
-                self.say(f"the whole model with {len(kept)} records: {compiled['refused']}; dropping half of them")
-                continue
-            request |= {"first": rules["libraries"], "second": compiled["libraries"]}
-            result = self._must("toolchain.tvm.tuning:compare_models", request)
-            verdict = result["ratio"] <= 1 - WHOLE_MARGIN
-            self.say(
-                f"the whole model with {len(kept)} records: {result['second_ms']:.3f} ms, without "
-                f"{result['first_ms']:.3f} ms" + ("" if verdict else ": they don't pay, dropping half of them")
-            )
-            if verdict:
-                return self._result(records, result)
+            compared, why = self._compare(rules, records, f"records-{attempt}")
+            if compared is None:
+                verdict = f"{why}; dropping half of them"
+            else:
+                pays = compared["ratio"] <= 1 - WHOLE_MARGIN
+                verdict = f"{compared['second_ms']:.3f} ms, without {compared['first_ms']:.3f} ms"
+                verdict += "" if pays else ": they don't pay, dropping half of them"
+            self.say(f"the whole model with {len(kept)} record{'s' * (len(kept) > 1)}: {verdict}")
+            if compared is not None and pays:
+                return self._result(records, compared)
         return self._result({}, {"ratio": 1.0, "first_ms": 0.0, "second_ms": 0.0})
 
+    def _compare(
+        self, rules: Mapping[str, Any], records: Mapping[str, str], name: str
+    ) -> tuple[dict[str, Any] | None, str]:
+        """The whole model with records against without, or why it does not run with them."""
+        compiled, why = self._whole(records, name)
+        if compiled is None or "refused" in compiled:
+            return None, why or str((compiled or {})["refused"])
+        request = {**self._request(_WHOLE_LIMIT, self.task.folder, _WHOLE), "model": str(self.task.model)}
+        request |= {"first": rules["libraries"], "second": compiled["libraries"]}
+        return self.workers.call("toolchain.tvm.tuning:compare_models", request)
+
     def _result(self, records: Mapping[str, str], compared: Mapping[str, float]) -> TargetResult:
-        from dataclasses import replace
-
-        from toolchain.tvm.records import from_json
-
         found = tuple(replace(f, kept=f.nest in records) for f in self._seen)
         times = compared["ratio"], compared["first_ms"], compared["second_ms"]
         return TargetResult(self.task.target, found, from_json(records), *times)

@@ -21,8 +21,9 @@ from toolchain.keys import installed_version, own_version
 from toolchain.plan import Plan, TargetPlan, make_plan
 from toolchain.recipe import Recipe, load_recipe
 from toolchain.runner import Node, Runner
-from toolchain.search import Progress, Search, Settings, TargetResult, Task, Workers
+from toolchain.search import Search, Settings, TargetResult, Task
 from toolchain.target import load_target
+from toolchain.trials import Progress, Workers
 from toolchain.tvm.records import Records, load_records, save_records
 
 

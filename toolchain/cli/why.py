@@ -16,10 +16,10 @@ import click
 def command(recipe: Path, targets: tuple[str, ...], stage: str | None, cache: Path | None, no_measure: bool) -> None:
     """Say for each stage of RECIPE whether a build would run it, and what changed."""
     from toolchain.build import plan
-    from toolchain.cli.show import forecast_lines
+    from toolchain.cli.show import forecast_lines, records_lines
 
     forecasts = plan(recipe, targets=targets, cache=cache, measure=not no_measure)
     shown = [f for f in forecasts if stage is None or f.node.id.startswith(stage)]
-    click.echo("\n".join(forecast_lines(shown)))
+    click.echo("\n".join([*forecast_lines(shown), *records_lines(shown)]))
     running = sum(f.state != "cached" for f in shown)
     click.echo(f"{running} of {len(shown)} stages would run" if running else f"all {len(shown)} stages are up to date")
