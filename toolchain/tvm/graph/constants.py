@@ -77,7 +77,7 @@ def _evaluators() -> dict[str, _Evaluator]:
         if inputs[0].dtype.kind not in "iu":
             return None
         axes = None if call.attrs.axis is None else tuple(ints(call.attrs.axis))
-        return inputs[0].sum(axes, dtype=inputs[0].dtype).reshape(shape)
+        return np.asarray(inputs[0].sum(axes, dtype=inputs[0].dtype)).reshape(shape)
 
     def chosen(_call: Any, inputs: list[np.ndarray], shape: list[int]) -> np.ndarray | None:
         return np.broadcast_to(np.where(inputs[0], inputs[1], inputs[2]), shape) if len(inputs) == 3 else None
