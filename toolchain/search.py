@@ -145,7 +145,7 @@ class Search:
         reserved = 1.5 * (time.monotonic() - started) + _WHOLE
         self._end = started + self.settings.budget - reserved
         for number, nest in enumerate(rules["nests"]):
-            found = self._nest(number, nest, before)
+            found = self.nest(number, nest, before)
             self._seen.append(found)
             self.say(self._line(found, len(rules["nests"])))
         return self._settle(rules)
@@ -155,7 +155,14 @@ class Search:
         failed = f", {len(found.failed)} failed ({found.failed[0]})" if found.failed else ""
         return f"{len(self._seen):>4}/{total}  {found.nest}: {found.rule} -> {best} [{found.state}{failed}]"
 
-    def _nest(self, number: int, nest: Mapping[str, Any], before: Records) -> Found:
+    def nest(self, number: int, nest: Mapping[str, Any], before: Records) -> Found:
+        """Search for one loop nest, unless an earlier run did or the budget is spent.
+
+        Args:
+            number: names its folder.
+            nest: an entry of ``nests`` of :func:`toolchain.tvm.tuning.whole`.
+            before: records of earlier runs.
+        """
         text, rule, share = nest["nest"], nest["rule"], nest["share"]
         key = f"{text} at {'x'.join(map(str, nest['data']))}"
         parsed = Nest.parse(text)
@@ -244,8 +251,22 @@ class Search:
                 verdict += "" if pays else ": they don't pay, dropping half of them"
             self.say(f"the whole model with {len(kept)} record{'s' * (len(kept) > 1)}: {verdict}")
             if compared is not None and pays:
-                return self._result(records, compared)
+                return self._without_idle(rules, records, compared)
         return self._result({}, {"ratio": 1.0, "first_ms": 0.0, "second_ms": 0.0})
+
+    def _without_idle(
+        self, rules: Mapping[str, Any], records: Mapping[str, str], compared: Mapping[str, float]
+    ) -> TargetResult:
+        """Leaves out, as long as there is time, each record without which the whole model is faster still."""
+        for number, nest in enumerate(reversed(list(records))):
+            if len(records) == 1 or time.monotonic() > self._end:
+                break
+            fewer = {n: choice for n, choice in records.items() if n != nest}
+            result, _ = self._compare(rules, fewer, f"without-{number}")
+            if result is not None and result["ratio"] < compared["ratio"] - WHOLE_MARGIN:
+                self.say(f"the whole model without {nest}: {result['second_ms']:.3f} ms; dropping it")
+                records, compared = fewer, result
+        return self._result(records, compared)
 
     def _compare(
         self, rules: Mapping[str, Any], records: Mapping[str, str], name: str

@@ -5,6 +5,7 @@ The search itself is :mod:`toolchain.search`; nothing here is needed to build.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,13 @@ from toolchain.errors import ExitCode, ToolchainError
 from toolchain.execute import Listener, Silent, execute
 from toolchain.host import Host, detect_host
 from toolchain.keys import installed_version, own_version
-from toolchain.plan import Plan, TargetPlan, make_plan
-from toolchain.recipe import Recipe, load_recipe
+from toolchain.plan import Entry, Plan, TargetPlan, make_plan
+from toolchain.recipe import load_recipe
 from toolchain.runner import Node, Runner
 from toolchain.search import Search, Settings, TargetResult, Task
 from toolchain.target import load_target
 from toolchain.trials import Progress, Workers
+from toolchain.tvm.machine import Machine
 from toolchain.tvm.records import Records, load_records, save_records
 
 
@@ -98,7 +100,7 @@ def tune(
             for number, target in enumerate(tunable):
                 left = settings.budget - (time.monotonic() - started)
                 share = Settings(left / (len(tunable) - number), settings.threads, settings.trial)
-                task = _task(loaded, target, _model(plan, target, runner, listener or Silent()), scratch, share)
+                task = _task(plan, target, _model(plan, target, runner, listener or Silent()), scratch)
                 progress = Progress(_progress_file(store, host, task, settings), restart)
                 search = Search(task, share, Workers(runner.pool, scratch), progress, say)
                 result = search.run(saved.get(task.target, {}))
@@ -133,11 +135,14 @@ def _refusal(refused: Mapping[str, str]) -> ToolchainError:
     )
 
 
+def _entry(target: TargetPlan) -> Entry:
+    return next(e for e in target.entries if e.id == "fp32/tvm")
+
+
 def _model(plan: Plan, target: TargetPlan, runner: Runner, listener: Listener) -> Path:
     """The folder of the target's fp32 model, made by the stages of a build."""
-    entry = next(e for e in target.entries if e.id == "fp32/tvm")
     nodes = {node.id: node for node in plan.nodes}
-    source, output = nodes[entry.compile].inputs["onnx"]
+    source, output = nodes[_entry(target).compile].inputs["onnx"]
     wanted: list[Node] = []
 
     def add(name: str) -> None:
@@ -151,18 +156,15 @@ def _model(plan: Plan, target: TargetPlan, runner: Runner, listener: Listener) -
     return runner.cache.path(outcome.outputs[output])
 
 
-def _task(recipe: Recipe, target: TargetPlan, model: Path, scratch: Path, settings: Settings) -> Task:
-    profile = target.profile
-    machine = {
-        "target": profile.tvm_target(),
-        "kind": profile.kind,
-        "arch": profile.arch,
-        "vector_bits": profile.cpu.vector_bits,
-        "registers": profile.cpu.registers,
-    }
+def _task(plan: Plan, target: TargetPlan, model: Path, scratch: Path) -> Task:
+    recipe, profile = plan.recipe, target.profile
+    options = next(node.options for node in plan.nodes if node.id == _entry(target).compile)
+    # What both have by the same name, so that a build's machine and this one never differ.
+    names = [f.name for f in dataclasses.fields(Machine) if hasattr(options, f.name)]
+    machine = {name: getattr(options, name) for name in names}
     sizes = {name: recipe.measure.shapes.get(name, dim.example or dim.min) for name, dim in recipe.model.dims.items()}
     sizes |= {n: d.min for n, d in recipe.model.dims.items() if d.batch and n not in recipe.measure.shapes}
-    return Task(profile.name, machine, profile.tvm.linker, model, sizes, scratch / profile.name)
+    return Task(profile.name, machine, options.linker, model, sizes, scratch / profile.name)
 
 
 def _progress_file(store: Cache, host: Host, task: Task, settings: Settings) -> Path:

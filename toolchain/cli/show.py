@@ -33,7 +33,7 @@ def records_lines(forecasts: Iterable[Forecast]) -> list[str]:
     """Which file of tuning records the stages of a plan use, a line for each target."""
     options = [(f.node.target, f.node.options) for f in forecasts]
     used = {(target, o.records_file, len(o.records)) for target, o in options if getattr(o, "records", None)}
-    return [f"{target} uses {count} tuning records of {file}" for target, file, count in sorted(used)]
+    return [f"{target} uses {count} tuning record{'s' * (count > 1)} of {file}" for target, file, count in sorted(used)]
 
 
 def result_lines(result: BuildResult) -> list[str]:

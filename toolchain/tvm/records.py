@@ -39,7 +39,8 @@ def load_records(path: Path) -> dict[str, dict[Nest, Choice]]:
     raw = read_toml(path, _WHAT, ExitCode.BAD_RECIPE, hint="write it with `toolchain tune`")
     check_schema_version(raw, path, _WHAT, SCHEMA, ExitCode.BAD_RECIPE)
     if raw.get("schema") != SCHEMA or isinstance(raw["schema"], bool):
-        what = f"schema: got {shown(raw.get('schema'))}; allowed: {SCHEMA}"
+        got = shown(raw["schema"]) if "schema" in raw else "nothing"
+        what = f"schema: got {got}; allowed: {SCHEMA}"
         raise ToolchainError(what, where=str(path), hint="write it with `toolchain tune`", code=ExitCode.BAD_RECIPE)
     tables = {name: value for name, value in raw.items() if name != "schema"}
     problems: list[str] = []

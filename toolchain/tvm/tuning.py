@@ -42,7 +42,7 @@ def whole(request: dict[str, Any]) -> dict[str, Any]:
     from toolchain.tvm.pipeline import Notes, compile_module
     from toolchain.tvm.sizes import bucket_variants, fix_sizes
 
-    _prepare(request)
+    prepare(request)
     model, signature = _load(Path(request["model"]))
     machine = _machine(request)
     fixed: list[tuple[dict[str, int], Any]] = [({}, model)]
@@ -129,7 +129,7 @@ def compare_models(request: dict[str, Any]) -> dict[str, Any]:
     from toolchain.tvm.compare import random_inputs
     from toolchain.tvm.race import race
 
-    _prepare(request)
+    prepare(request)
     _, signature = _load(Path(request["model"]))
     times = [0.0, 0.0]
     ratio = 0.0
@@ -158,7 +158,7 @@ def trial(request: dict[str, Any]) -> dict[str, Any]:
     """
     from toolchain.tvm.race import race
 
-    _prepare(request)
+    prepare(request)
     nest = Nest.parse(request["nest"])
     assert nest is not None
     shape = _input_shape(nest, request["data"])
@@ -238,7 +238,7 @@ def _check_same(first: np.ndarray, second: np.ndarray) -> None:
         raise ToolchainError(what, code=ExitCode.COMPILE)
 
 
-def _prepare(request: Mapping[str, Any]) -> None:
+def prepare(request: Mapping[str, Any]) -> None:
     """The time limit, and TVM's threads, which are started at the first run."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, request["seconds"])
