@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from toolchain.errors import ExitCode
-from toolchain.export.source import ModelOptions
 from toolchain.host import Host
 from toolchain.keys import installed_version
 from toolchain.llvm_cpus import compiled_features
+from toolchain.plan_shared import Maker, add_shared_stages, input_specs
 from toolchain.quantize.scheme import AccuracyLimits, Scheme
 from toolchain.recipe import Recipe
 from toolchain.runner import Node
-from toolchain.specs import DimSpec, ImageSpec, InputSpec
 from toolchain.stages import (
     compile_ort,
     compile_tvm,
-    data,
-    export,
     measure,
     mixed,
     optimize,
     quantize,
-    reference,
-    selftest,
     verify,
 )
 from toolchain.target import TargetProfile
@@ -77,30 +71,6 @@ class Plan:
     targets: tuple[TargetPlan, ...]
 
 
-@dataclass(slots=True)
-class _Maker:
-    recipe: Recipe
-    host: Host
-    measured: bool
-    records: Mapping[str, Records]
-    nodes: list[Node] = field(default_factory=list)
-
-    def add(self, id: str, stage: Any, options: Any, inputs: dict[str, str], **rest: Any) -> str:
-        """Append a node; ``inputs`` maps an input's name to ``"node id:output"``."""
-        pairs = {name: (source.rpartition(":")[0], source.rpartition(":")[2]) for name, source in inputs.items()}
-        self.nodes.append(Node(id, stage, options, pairs, **rest))
-        return id
-
-    def path(self, written: str | None) -> str:
-        """A path or ``file.py:function`` of the recipe, relative to the repository's root."""
-        if not written:
-            return ""
-        file, colon, function = written.rpartition(":")
-        file = file if colon else written
-        moved = os.path.relpath(self.recipe.folder.absolute() / file, self.recipe.root.absolute())
-        return moved + (f":{function}" if colon else "")
-
-
 def recipe_records(recipe: Recipe) -> Mapping[str, Records]:
     """Target -> its tuning records, from the file beside the recipe; none if there is no such file."""
     return load_records(recipe.records_path) if recipe.records_path.exists() or recipe.tvm.records else {}
@@ -122,78 +92,16 @@ def make_plan(
         measured: False to plan no measurements (they are given, or not wanted).
         records: tuning records by target; those of the recipe's file if not given.
     """
-    maker = _Maker(recipe, host, measured, recipe_records(recipe) if records is None else records)
-    _shared(maker)
+    maker = Maker(recipe, host, measured, recipe_records(recipe) if records is None else records)
+    add_shared_stages(maker)
     targets = tuple(_target(maker, profile) for profile in profiles)
     return Plan(recipe, tuple(maker.nodes), targets)
 
 
-def _model_fields(maker: _Maker) -> dict[str, Any]:
-    model = maker.recipe.model
-    return {
-        "source": maker.path(model.source),
-        "checkpoint": maker.path(model.checkpoint),
-        "example_inputs": maker.path(model.example_inputs),
-        "inputs": _inputs(maker.recipe),
-        "dims": _dims(maker.recipe),
-        "outputs": tuple(model.outputs),
-    }
-
-
-def _inputs(recipe: Recipe) -> tuple[InputSpec, ...]:
-    return tuple(InputSpec(i.name, i.dtype, tuple(i.shape), i.pad, i.low, i.high) for i in recipe.model.inputs)
-
-
-def _inputs_with_images(recipe: Recipe) -> tuple[InputSpec, ...]:
-    """For the contract alone: no other stage looks at image files."""
-    images = [None if i.image is None else ImageSpec(**i.image.model_dump()) for i in recipe.model.inputs]
-    return tuple(dataclasses.replace(s, image=image) for s, image in zip(_inputs(recipe), images, strict=True))
-
-
-def _dims(recipe: Recipe) -> tuple[DimSpec, ...]:
-    return tuple(
-        DimSpec(name, d.min, d.max, d.batch, tuple(d.buckets), d.example) for name, d in recipe.model.dims.items()
-    )
-
-
-def _shared(maker: _Maker) -> None:
-    """The stages that serve every target."""
-    recipe = maker.recipe
-    fields = _model_fields(maker)
-    options = export.Options(
-        **{**fields, "inputs": _inputs_with_images(recipe)},
-        opset=recipe.model.opset,
-        preprocessing=recipe.model.preprocessing,
-    )
-    maker.add("export", export.STAGE, options, {}, failure=ExitCode.EXPORT)
-    for role in ("calibration", "evaluation"):
-        source = getattr(recipe.data, role)
-        if source is None and role == "calibration":
-            continue
-        maker.add(
-            role,
-            data.STAGE,
-            data.Options(
-                maker.path(source),
-                role if source else "random",
-                getattr(recipe.data, f"{role}_limit"),
-                fields["inputs"],
-                fields["dims"],
-            ),
-            # Without declared inputs, the checks need the contract that the export found out.
-            {} if fields["inputs"] else {"onnx": "export:onnx"},
-            failure=ExitCode.USER_CODE,
-        )
-    model = reference.Options(**{f.name: fields[f.name] for f in dataclasses.fields(ModelOptions)})
-    maker.add("reference", reference.STAGE, model, {"evaluation": "evaluation:dataset"}, failure=ExitCode.EXPORT)
-    inputs = {"onnx": "export:onnx", "evaluation": "evaluation:dataset", "reference": "reference:reference"}
-    maker.add("selftest", selftest.STAGE, selftest.Options(), inputs)
-
-
-def _target(maker: _Maker, profile: TargetProfile) -> TargetPlan:
+def _target(maker: Maker, profile: TargetProfile) -> TargetPlan:
     first = len(maker.nodes)
     at = f"@{profile.name}"
-    options = optimize.Options(True, _inputs(maker.recipe))
+    options = optimize.Options(True, input_specs(maker.recipe))
     maker.add(
         f"optimize{at}",
         optimize.STAGE,
@@ -226,19 +134,19 @@ def _unsuited(profile: TargetProfile, precision: str, backend: str) -> str:
     return ""
 
 
-def _precisions(maker: _Maker, profile: TargetProfile) -> list[str]:
+def _precisions(maker: Maker, profile: TargetProfile) -> list[str]:
     asked = maker.recipe.quantize.precisions
     return [p for p in profile.numerics.precisions if asked is None or p in asked]
 
 
-def _scheme(maker: _Maker, profile: TargetProfile) -> dict[str, Any]:
+def _scheme(maker: Maker, profile: TargetProfile) -> dict[str, Any]:
     numerics, settings = profile.numerics, maker.recipe.quantize
     own = {f.name: getattr(numerics, f.name) for f in dataclasses.fields(Scheme) if hasattr(numerics, f.name)}
     percentile = {} if settings.percentile is None else {"percentile": settings.percentile}
     return {**own, "method": settings.method, "exclude": tuple(settings.exclude), **percentile}
 
 
-def _candidate(maker: _Maker, profile: TargetProfile, precision: str, at: str) -> tuple[str, str]:
+def _candidate(maker: Maker, profile: TargetProfile, precision: str, at: str) -> tuple[str, str]:
     """The reference of the candidate's model, and why there is none."""
     if precision == "fp32":
         return f"optimize{at}:onnx", ""
@@ -269,7 +177,7 @@ def _candidate(maker: _Maker, profile: TargetProfile, precision: str, at: str) -
     return f"{name}:onnx", ""
 
 
-def _metric(maker: _Maker) -> dict[str, Any]:
+def _metric(maker: Maker) -> dict[str, Any]:
     metric = maker.recipe.metric
     if metric is None:
         return {"metric": "", "k": DEFAULT_K, "output": None, "higher_is_better": True}
@@ -278,7 +186,7 @@ def _metric(maker: _Maker) -> dict[str, Any]:
     return {"metric": kind, "k": metric.k or DEFAULT_K, "output": metric.output, "higher_is_better": better}
 
 
-def _engine(maker: _Maker, profile: TargetProfile, precision: str, backend: str, source: str, at: str) -> Entry:
+def _engine(maker: Maker, profile: TargetProfile, precision: str, backend: str, source: str, at: str) -> Entry:
     native = profile.runs_natively_on(maker.host)
     provider = profile.runtime.execution_provider
     name = f"compile[{precision}/{backend}]{at}"
@@ -317,7 +225,7 @@ def _engine(maker: _Maker, profile: TargetProfile, precision: str, backend: str,
     return Entry(precision, backend, name, checked)
 
 
-def _tvm_options(maker: _Maker, profile: TargetProfile, precision: str, native: bool) -> compile_tvm.Options:
+def _tvm_options(maker: Maker, profile: TargetProfile, precision: str, native: bool) -> compile_tvm.Options:
     records = maker.records.get(profile.name, {}) if precision == "fp32" else {}
     return compile_tvm.Options(
         target=profile.tvm_target(),
@@ -357,7 +265,7 @@ def _why_not_here(profile: TargetProfile, host: Host) -> str:
     return "; ".join(incompatibilities(profile.requirements(), host))
 
 
-def _why_unmeasured(maker: _Maker, profile: TargetProfile) -> str:
+def _why_unmeasured(maker: Maker, profile: TargetProfile) -> str:
     if not profile.runs_natively_on(maker.host):
         return _why_not_here(profile, maker.host)
     provider = profile.runtime.execution_provider
@@ -366,7 +274,7 @@ def _why_unmeasured(maker: _Maker, profile: TargetProfile) -> str:
     return "" if maker.measured else "measuring was switched off"
 
 
-def _measure(maker: _Maker, profile: TargetProfile, entries: Sequence[Entry], at: str) -> str:
+def _measure(maker: Maker, profile: TargetProfile, entries: Sequence[Entry], at: str) -> str:
     settings, host = maker.recipe.measure, maker.host
     cores = profile.cpu.cores
     threads = settings.threads or (min(cores, host.cores) if cores else 0)
