@@ -17,12 +17,14 @@ from toolchain.search import Search, Settings, Task
 from toolchain.stages import compile_tvm
 from toolchain.target import load_target
 from toolchain.trials import Progress, Workers
+from toolchain.tvm.loops.conv import Conv2d
 from toolchain.tvm.nests import Choice, Nest
 from toolchain.tvm.records import load_records, save_records, to_json
 from toolchain.worker import WorkerPool
 
 HOST = load_target("host")
 BITS, REGISTERS = HOST.cpu.vector_bits, HOST.cpu.registers
+SAME = Conv2d((1, 1), (1, 1, 1, 1), (1, 1), 1)
 PRODUCT = Nest.of("float32", ["batch", 32], (32, 48), None, BITS, REGISTERS)
 RECIPE = """
 schema = 1
@@ -180,6 +182,20 @@ def test_why_names_the_file_of_records(recipe: Path) -> None:
     why = [sys.executable, "-m", "toolchain.cli.main", "why", str(recipe), "--cache", cache]
     done = subprocess.run(why, capture_output=True, text=True, check=False)
     assert "host uses 1 tuning record of tiny.tune.toml" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_records_that_do_not_pay_for_the_whole_model_are_dropped(recipe: Path) -> None:
+    file = recipe.with_name("tiny.tune.toml")
+    slow = Nest.of("float32", ["batch", 16, 8, 8], (32, 16, 3, 3), SAME, BITS, REGISTERS)
+    elsewhere = {"other-target": {PRODUCT: Choice(1, 2, 2)}}
+    save_records(file, {"host": {slow: Choice(1, 1, 1)}, **elsewhere})
+    done = tune(recipe, "--budget", "1s")
+    assert done.returncode == 0, done.stderr
+    assert "they don't pay" in done.stderr
+    assert "dropped: does not pay" in done.stdout
+    assert "no records pay; builds go on as the rules say" in done.stdout
+    assert load_records(file) == elsewhere
 
 
 def test_a_target_that_cannot_run_here_is_refused_with_the_reason(recipe: Path) -> None:

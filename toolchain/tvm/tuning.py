@@ -125,6 +125,9 @@ def compare_models(request: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``{"ratio", "first_ms", "second_ms"}`` over all of them, the ratio of second to first.
+
+    Raises:
+        ToolchainError: COMPILE: they compute different values.
     """
     from toolchain.tvm.compare import random_inputs
     from toolchain.tvm.race import race
@@ -137,6 +140,8 @@ def compare_models(request: dict[str, Any]) -> dict[str, Any]:
         inputs = random_inputs(signature, first["sizes"])
         arrays = [inputs[name] for name in signature.names]
         mains = [_open(Path(library["file"]), arrays) for library in (first, second)]
+        for one, other in zip(*(_arrays(main()) for main in mains), strict=True):
+            _check_same(one, other)
         result = race(mains[0], mains[1], request["measure"], request["threads"])
         ratio += result.ratio * result.first
         times = [times[0] + result.first, times[1] + result.second]
@@ -226,6 +231,10 @@ def _values(shape: Sequence[int], dtype: str, seed: int, depth: int = 1) -> np.n
 
     values: np.ndarray = np.random.default_rng(seed).standard_normal(shape) / depth**0.5
     return values.astype(dtype)
+
+
+def _arrays(result: Any) -> list[np.ndarray]:
+    return [tensor.numpy() for tensor in ([result] if hasattr(result, "numpy") else result)]
 
 
 def _check_same(first: np.ndarray, second: np.ndarray) -> None:
