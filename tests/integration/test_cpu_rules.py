@@ -182,3 +182,62 @@ def test_values_in_lanes_beyond_the_last_channel_never_become_infinite() -> None
     check(g, g.add("Conv", x, g.weight(7, 5, 3, 3)), shape, images(shape), MACHINES["512 bits, 32 registers"])
     assert "relax.log" not in blocked.FINITE_UNARY
     assert "relax.divide" not in blocked.FINITE_BINARY
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES.keys())
+@EXAMPLES
+@given(
+    channels=st.integers(1, 20),
+    filters=st.integers(1, 20),
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    pads=st.tuples(*[st.integers(0, 2)] * 4),
+    more=st.booleans(),
+    dynamic=st.booleans(),
+)
+def test_transposed_convolutions_agree(
+    machine: Machine,
+    channels: int,
+    filters: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    pads: tuple[int, ...],
+    more: bool,
+    dynamic: bool,
+) -> None:
+    g = Graph()
+    extra = [1 if more and s > 1 else 0 for s in stride]
+    kept = [min(pads[i], kernel[i % 2] - 1) for i in range(4)]
+    attrs = {"strides": list(stride), "pads": kept, "output_padding": extra}
+    weight = g.weight(channels, filters, *kernel, scale=0.3)
+    x = g.add("Relu", g.add("ConvTranspose", "x", weight, g.weight(filters), **attrs))
+    shape: list[int | str] = ["batch" if dynamic else 2, channels, 7, 9]
+    check(g, x, shape, images(shape), machine)
+
+
+def test_a_transposed_convolution_is_one_of_all_phases() -> None:
+    g = Graph()
+    x = g.add("ConvTranspose", "x", g.weight(32, 24, 4, 4, scale=0.2), g.weight(24), strides=[2, 2], pads=[1] * 4)
+    shape: list[int | str] = [1, 32, 14, 14]
+    notes = check(g, g.add("Relu", x), shape, images(shape), MACHINES["256 bits, 16 registers"])
+    assert "convolution" in notes.rules.values()
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES.keys())
+@EXAMPLES
+@given(
+    channels=st.integers(1, 20),
+    filters=st.integers(1, 20),
+    kernel=st.integers(1, 5),
+    stride=st.integers(1, 2),
+    dynamic=st.booleans(),
+)
+def test_convolutions_of_lines_agree(
+    machine: Machine, channels: int, filters: int, kernel: int, stride: int, dynamic: bool
+) -> None:
+    g = Graph()
+    weight = g.weight(filters, channels, kernel, scale=0.3)
+    x = g.add("Relu", g.add("Conv", "x", weight, g.weight(filters), strides=[stride], pads=[kernel // 2, 1]))
+    shape: list[int | str] = ["batch" if dynamic else 2, channels, 33]
+    notes = check(g, x, shape, images(shape), machine)
+    assert "convolution" in notes.rules.values()

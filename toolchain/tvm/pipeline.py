@@ -82,14 +82,16 @@ def _fold(_machine: Machine, _notes: Notes) -> list[Any]:
     return [fold_constants(), transform.FoldConstant(), transform.DeadCodeElimination()]
 
 
-def _simplify(_machine: Machine, _notes: Notes) -> list[Any]:
+def _simplify(machine: Machine, _notes: Notes) -> list[Any]:
     from tvm.relax import transform
 
     from toolchain.tvm.graph.bounds import name_bounds
+    from toolchain.tvm.graph.lines import lines_as_images
     from toolchain.tvm.graph.products import flatten_rows
     from toolchain.tvm.graph.reshapes import sink_reshapes
 
-    return [name_bounds(), flatten_rows(), sink_reshapes(), transform.CanonicalizeBindings()]
+    lines = [lines_as_images()] if machine.kind == "cpu" else []
+    return [name_bounds(), *lines, flatten_rows(), sink_reshapes(), transform.CanonicalizeBindings()]
 
 
 def _layout(machine: Machine, _notes: Notes) -> list[Any]:

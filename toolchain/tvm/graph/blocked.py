@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from toolchain.tvm.graph.blocked_float import Convolutions
 from toolchain.tvm.graph.blocked_int8 import conv2d_blocked
 from toolchain.tvm.graph.rewrite import Graph, graph_pass
+from toolchain.tvm.graph.transposed import phases
 from toolchain.tvm.graph.values import constant_of, dtype_of, ints, operator_of, shape_of
 from toolchain.tvm.loops import OUT_FUSIBLE
 from toolchain.tvm.loops.conv import Conv2d
@@ -83,6 +84,8 @@ class _Layouts:
         name = operator_of(value)
         if name == "relax.nn.conv2d":
             return self._conv2d(graph, value)
+        if name == "relax.nn.conv2d_transpose":
+            return self._transposed(graph, value)
         if name in ANY_UNARY:
             return self._unary(graph, value, name)
         if name in ANY_BINARY:
@@ -109,6 +112,32 @@ class _Layouts:
             return None if made is None else Blocked(made, weights.shape[0])
         made = self._float.emit(graph, call.args[0], conv, weights)
         return None if made is None else Blocked(made, weights.shape[0])
+
+    def _transposed(self, graph: Graph, call: Any) -> Blocked | None:
+        """All phases in one convolution, whose blocks of channels then become pixels."""
+        from tvm import relax
+
+        weights, dtype = constant_of(graph.definition(call.args[1])), dtype_of(call.args[0])
+        shape = shape_of(call.args[0])
+        if weights is None or shape is None or dtype not in ("float32", "float16"):
+            return None
+        lanes = self._machine.lanes(dtype)
+        form = phases(call.attrs, weights, lanes)
+        made = None if form is None else self._float.emit(graph, call.args[0], form.conv, form.weights)
+        if form is None or made is None:
+            return None
+        n, blocks, h, w, _ = shape_of(made)  # type: ignore[misc]
+        s_y, s_x = form.strides
+        per_phase = blocks // (s_y * s_x)
+        split = graph.emit(_reshape(made, [n, s_y, s_x, per_phase, h, w, lanes]))
+        moved = graph.emit(relax.op.permute_dims(split, [0, 3, 4, 1, 5, 2, 6]))
+        whole = graph.emit(_reshape(moved, [n, per_phase, h * s_y, w * s_x, lanes]))
+        ends = [
+            begin + size * stride + extra
+            for begin, size, stride, extra in zip(form.begin, shape[2:], form.strides, form.extra, strict=True)
+        ]
+        kept = relax.op.strided_slice(whole, axes=[2, 3], begin=list(form.begin), end=ends)
+        return Blocked(graph.emit(kept), weights.shape[1])
 
     def _unary(self, graph: Graph, call: Any, name: str) -> Blocked | None:
         source = self._blocked.get(call.args[0])
