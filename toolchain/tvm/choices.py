@@ -113,9 +113,10 @@ def _cost(nest: Nest, choice: Choice, machine: Machine) -> float:
 
 def _winograd_rows(nest: Nest) -> int | None:
     images, (height, width) = nest.data[0], nest.output
-    if images is None or height is None or width is None:
+    if height is None or width is None:
         return None
-    return images * ceil_div(height, winograd.OUT) * ceil_div(width, winograd.OUT)
+    # A batch known only at run time counts as one image: more of them only add whole rows of tiles.
+    return (images or 1) * ceil_div(height, winograd.OUT) * ceil_div(width, winograd.OUT)
 
 
 def share_of(nest: Nest, machine: Machine, data: Sequence[int]) -> float:
