@@ -137,13 +137,14 @@ def _compile_sizes(job: _Job, model: onnx.ModelProto) -> dict[str, Any]:
     Raises:
         Refusal: neither did.
     """
-    from toolchain.tvm.library import Refusal
+    from toolchain.tvm.library import Mismatch, Refusal
     from toolchain.tvm.sizes import bucket_variants, exact_dims, fix_sizes
 
     try:
         return _compile_variants(job, [_Variant({}, model)])
     except Refusal as refusal:
-        if not job.signature.used_dims:
+        # Wrong values come from an operator or a precision; fixed sizes would only take longer to find that out.
+        if isinstance(refusal, Mismatch) or not job.signature.used_dims:
             raise
         why = str(refusal)
     variants = [_Variant(sizes, fix_sizes(model, sizes)) for sizes in bucket_variants(job.signature, why)]
@@ -206,7 +207,7 @@ def _compile_one(job: _Job, variant: _Variant, notes: Notes, *, single: bool) ->
         Refusal: it can't be imported or compiled, or computes something else than ONNX Runtime.
     """
     from toolchain.tvm.importer import import_model
-    from toolchain.tvm.library import Refusal
+    from toolchain.tvm.library import Mismatch, Refusal
     from toolchain.tvm.link import link_executable
     from toolchain.tvm.pipeline import compile_module
     from toolchain.tvm.sizes import variant_name
@@ -222,7 +223,7 @@ def _compile_one(job: _Job, variant: _Variant, notes: Notes, *, single: bool) ->
     else:
         result = _check_by_proxy(job, module, sizes)
     if result.problem:
-        raise Refusal(f"TVM computes something else than ONNX Runtime: {result.problem}")
+        raise (Mismatch if result.ran else Refusal)(f"TVM computes something else than ONNX Runtime: {result.problem}")
     return result
 
 

@@ -52,11 +52,13 @@ class Comparison:
         max_abs_error: largest absolute difference of the floating-point outputs.
         problem: what is wrong, in one line; "" when all outputs agree.
         skipped: why nothing could be compared; "" otherwise.
+        ran: whether the library gave outputs at all.
     """
 
     max_abs_error: float
     problem: str = ""
     skipped: str = ""
+    ran: bool = True
 
 
 def random_inputs(signature: Signature, sizes: Mapping[str, int], seed: int = 0) -> dict[str, np.ndarray]:
@@ -126,7 +128,7 @@ def compare(
     try:
         got = library.run([inputs[name] for name in signature.names])
     except Exception as error:
-        return Comparison(0.0, f"does not run: {one_line(error)}")
+        return Comparison(0.0, f"does not run: {one_line(error)}", ran=False)
     if len(got) != len(expected):
         return Comparison(0.0, f"gives {len(got)} outputs instead of {len(expected)}")
     worst = 0.0
@@ -175,7 +177,7 @@ def compare_all(
         result = compare(library, reference, signature, each, tolerance)
         if result.problem:
             at = ", ".join(f"{name} {size}" for name, size in each.items())
-            return Comparison(result.max_abs_error, result.problem + (f" (at {at})" if at else ""))
+            return Comparison(result.max_abs_error, result.problem + (f" (at {at})" if at else ""), ran=result.ran)
         results.append(result)
     skipped = "" if any(not r.skipped for r in results) else results[0].skipped
     return Comparison(max(r.max_abs_error for r in results), skipped=skipped)

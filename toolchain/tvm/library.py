@@ -11,6 +11,10 @@ class Refusal(Exception):  # noqa: N818 - not an error: a result that the stage 
     """TVM has nothing to offer for this model; the message is one line for the report."""
 
 
+class Mismatch(Refusal):
+    """What TVM made runs, and computes something else than ONNX Runtime."""
+
+
 def load_tvm() -> Any:
     """The ``tvm`` package.
 
