@@ -66,8 +66,11 @@ def schedule_function(function: Any, machine: Machine) -> tuple[str, Any]:
     tvm = load_tvm()
     from tvm import s_tir
 
+    schedule: Any = None
     for name, rule in RULES:
-        schedule = s_tir.Schedule(tvm.IRModule({"main": function}))
+        # Most rules look at the function and leave it alone; only one that changed it needs a fresh start.
+        if schedule is None or not schedule.mod["main"].same_as(function):
+            schedule = s_tir.Schedule(tvm.IRModule({"main": function}))
         try:
             rule(schedule, machine)
         except (DoesNotFitError, RuntimeError, ValueError):
