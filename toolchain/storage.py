@@ -53,6 +53,11 @@ def storage_errors(folder: Path) -> Iterator[None]:
             what, hint = "no space left on the disk", "free some space or choose another folder, then run again"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             what, hint = "this folder cannot be written", "choose another folder (--output, --cache or TOOLCHAIN_CACHE)"
+        elif error.errno in (errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP):
+            # /proc and the like answer ENOENT to whoever would make a file or folder in them.
+            what, hint = "nothing can be made here", "choose another folder (--output, --cache or TOOLCHAIN_CACHE)"
+        elif error.errno == errno.EISDIR:
+            what, hint = "a file is needed here, this is a folder", "give the path of a file"
         elif error.errno in (errno.EEXIST, errno.ENOTDIR):
             what, hint = "a folder is needed here", "choose another folder (--output, --cache or TOOLCHAIN_CACHE)"
         elif error.errno == errno.EFBIG:

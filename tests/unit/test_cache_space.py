@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from helpers.caches import add, leftovers, put, record_file
 
+from toolchain.bundle.atomic import replace_folder
 from toolchain.cache import Cache, Record
 from toolchain.errors import ExitCode, ToolchainError
 
@@ -172,6 +173,20 @@ def test_a_forbidden_folder_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(ToolchainError, match="cannot be written"):
         Cache(tmp_path / "closed" / "cache")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's /proc")
+def test_a_place_where_nothing_can_be_made_is_one_clear_error() -> None:
+    with pytest.raises(ToolchainError, match="nothing can be made here") as caught:
+        Cache(Path("/proc/nowhere"))
+    assert (caught.value.code, caught.value.hint[:21]) == (ExitCode.STORAGE, "choose another folder")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's /proc")
+def test_a_release_cannot_be_written_where_nothing_can_be_made() -> None:
+    with pytest.raises(ToolchainError, match="nothing can be made here") as caught:
+        replace_folder(Path("/proc/nowhere/tiny/0.1.0"), lambda folder: None)
+    assert caught.value.code is ExitCode.STORAGE
 
 
 def test_a_file_in_the_place_of_the_cache_is_one_clear_error(tmp_path: Path) -> None:

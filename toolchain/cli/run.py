@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from toolchain.errors import ExitCode, ToolchainError
+
 
 @click.command()
 @click.argument("bundle")
@@ -27,6 +29,8 @@ def command(
     from toolchain.cache import storage_errors
     from toolchain.runtime import load, read_inputs
 
+    if output is not None:
+        _check_output(output)
     with load(bundle, target, threads) as model:
         results = model.run(read_inputs(inputs, model.contract))
         info = model.info
@@ -44,3 +48,17 @@ def command(
             text = np.array2string(row, precision=4, threshold=16, max_line_width=100)
             best = f"  largest: {int(np.argmax(row))}" if row.size > 1 and array.ndim == 2 else ""
             click.echo(f"  {text}{best}")
+
+
+def _check_output(path: Path) -> None:
+    """Say before the model runs that the outputs cannot be written as asked."""
+    what, hint = "", f"name a file: {path / 'outputs.npz'}"
+    if path.is_dir():
+        what = "is a folder; allowed: the path of a .npz file"
+    elif path.suffix.lower() != ".npz":
+        got = f"a {path.suffix} file" if path.suffix else "a name without a suffix"
+        what, hint = f"got {got}; allowed: .npz", f"name it {path.with_suffix('.npz').name}, or print with --json"
+    elif not path.parent.is_dir():
+        what, hint = f"the folder {str(path.parent)!r} does not exist", f"mkdir -p {path.parent}, or choose another path"
+    if what:
+        raise ToolchainError(what, where=f"--output {path}", hint=hint, code=ExitCode.USAGE)
