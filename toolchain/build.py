@@ -13,7 +13,7 @@ from toolchain.errors import ExitCode, ToolchainError, did_you_mean
 from toolchain.execute import Forecast, Listener, Silent, execute, forecast
 from toolchain.host import detect_host
 from toolchain.plan import Entry, Plan, TargetPlan, make_plan
-from toolchain.publish import TargetResult, publish, tools_of
+from toolchain.publish import TargetResult, publish, replacement_notes, standing_release, tools_of
 from toolchain.recipe import Recipe, load_recipe
 from toolchain.report import build_report
 from toolchain.runner import Outcome, Runner
@@ -136,8 +136,9 @@ def build(
         code = next((r.selection.code for r in results if r.selection.code), ExitCode.OK)
         if code:
             return BuildResult(loaded, results, outcomes, code)
+        before = standing_release(loaded, output)
         packed = publish(loaded, results, outcomes, store, output)
-    notes = _keep_bounded(store)
+    notes = (*replacement_notes(before, packed), *_keep_bounded(store))
     return BuildResult(loaded, results, outcomes, code, packed.folder, packed.digest, packed.unchanged, notes)
 
 
@@ -206,7 +207,7 @@ def _judge(
         stages=stages,
         measurement=measurement,
         unmeasured=unmeasured,
-        tools=tools_of(outcomes.values()),
+        tools=tools_of(o for o in outcomes.values() if o.node.target in ("", profile.name)),
     )
     return TargetResult(target, selection, report, measurement)
 

@@ -10,7 +10,9 @@ from typing import Any
 from toolchain.artifact import canonical_json
 from toolchain.bundle.manifest import BundleManifest, RuntimeNeed, TargetInfo, Tolerance, parse_engine
 from toolchain.bundle.pack import BundleSpec, PackedBundle, PackResult, pack_bundle, pack_release
+from toolchain.bundle.read import Release, open_release
 from toolchain.cache import Cache
+from toolchain.errors import ToolchainError
 from toolchain.keys import installed_version, tool_versions
 from toolchain.plan import TargetPlan
 from toolchain.recipe import Recipe
@@ -57,6 +59,26 @@ def publish(
     with cache.scratch() as scratch:
         packed = [_bundle(recipe, result, outcomes, cache, scratch / result.target) for result in results]
         return pack_release(recipe.name, recipe.version, packed, output.absolute() / recipe.name / recipe.version)
+
+
+def standing_release(recipe: Recipe, output: Path) -> Release | None:
+    """The release that stands where ``recipe``'s will be written, if there is a readable one."""
+    try:
+        return open_release(output.absolute() / recipe.name / recipe.version)
+    except ToolchainError:
+        return None
+
+
+def replacement_notes(before: Release | None, packed: PackResult) -> tuple[str, ...]:
+    """What a reader of the release that stood there before has to know, a line each."""
+    if before is None or before.digest == packed.digest:
+        return ()
+    was = f"{before.name} {before.version}, {before.digest}"
+    lines = [f"replaced another release {was}; one that was published needs a new version"]
+    gone = sorted({b.target for b in before.bundles} - packed.bundles.keys())
+    if gone:
+        lines.append(f"bundles for {', '.join(gone)} are no longer in it; build without --target to have all of them")
+    return tuple(lines)
 
 
 def _bundle(

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from helpers.shop import RECIPE, Shop
 
+from toolchain.bundle.read import open_release
+
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("build")]
 
 
@@ -78,6 +80,18 @@ def test_another_target_reuses_the_shared_stages(copy: Shop) -> None:
     ran = copy.ran()
     assert ran
     assert not [name for name in ran if "@" not in name or "x86-64-v3" in name]
+
+
+def test_a_release_that_loses_targets_says_so_and_its_bundle_is_as_built_with_the_others(copy: Shop) -> None:
+    copy.recipe.write_text(copy.recipe.read_text().replace('["x86-64-v3"]', '["x86-64-v3", "cortex-a72"]'))
+    assert copy.build("--no-measure")[0] == 0
+    (folder,) = copy.output.glob("*/*")
+    bundles = open_release(folder).bundles
+    code, part, errors = copy.build("--no-measure", "--target", "x86-64-v3")
+    assert code == 0, errors
+    assert any("bundles for cortex-a72 are no longer in it" in note for note in part["notes"])  # type: ignore[attr-defined]
+    (alone,) = open_release(folder).bundles
+    assert alone.digest in {bundle.digest for bundle in bundles}
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
