@@ -63,8 +63,8 @@ class GateResult:
     note: str = ""
 
     def describe(self) -> str:
-        got = "not measured" if self.got is None else f"{self.got:.6g}"
-        return f"{self.gate}: got {got}, limit {self.limit:g}" + (f" ({self.note})" if self.note else "")
+        got, limit = ("not measured", f"{self.limit:g}") if self.got is None else _apart(self.got, self.limit)
+        return f"{self.gate}: got {got}, limit {limit}" + (f" ({self.note})" if self.note else "")
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -95,7 +95,7 @@ class Row:
 class Selection:
     """The outcome of the race for one target.
 
-    ``code`` is OK with a chosen contender, else the exit code of the gate that stood in the way.
+    ``code`` is OK with a chosen contender, else the exit code of the gate that stood in the way, with a ``hint``.
     """
 
     chosen: Contender | None
@@ -103,6 +103,17 @@ class Selection:
     reason: str
     code: ExitCode = ExitCode.OK
     failures: tuple[str, ...] = field(default=())
+    hint: str = ""
+
+
+def _apart(got: float, limit: float) -> tuple[str, str]:
+    """``limit`` in full and ``got`` in six digits, or as many more as keep it on its side of the limit."""
+    shown = f"{limit:g}" if float(f"{limit:g}") == limit else repr(limit)
+    for digits in range(6, 17):
+        text = f"{got:.{digits}g}"
+        if (float(text) < limit, float(text) > limit) == (got < limit, got > limit):
+            return text, shown
+    return repr(got), shown
 
 
 def check_gates(contender: Contender, gates: Gates) -> tuple[GateResult, ...]:
@@ -168,7 +179,8 @@ def select(
         _row(c, results, state, why, chosen, reason, require)
         for c, (results, state, why) in zip(contenders, states, strict=True)
     )
-    return Selection(chosen, rows, reason, code, failures)
+    wanted = [row for row in rows if require is None or row.contender.precision == require]
+    return Selection(chosen, rows, reason, code, failures, _hint(code, wanted) if code else "")
 
 
 def _judge(contender: Contender, gates: Gates) -> tuple[tuple[GateResult, ...], str, str]:
@@ -242,6 +254,22 @@ def _failure(
         return ExitCode.GATE_FIDELITY, f"{named} computes valid outputs", lines
     reason = f"{named} could be built and verified"
     return ExitCode.COMPILE, reason, lines or (reason,)
+
+
+def _hint(code: ExitCode, rows: Sequence[Row]) -> str:
+    """What to do next; ``rows``: of the engines that might have been chosen."""
+    unmeasured = 'set gates.unmeasured = "allow" in the recipe, or build on a machine that can measure this target'
+    if code is ExitCode.GATE_NEVER_SLOWER:
+        hint = "drop quantize.require from the recipe, or accept the faster precision"
+        timed = any(row.state == "passed" and row.contender.median_ms is not None for row in rows)
+        return hint if timed else f"{hint}; {unmeasured}"
+    if code is ExitCode.COMPILE:
+        return "read why no engine is offered; let the recipe or the target's profile allow another"
+    missed = [[r.got for r in row.gates if not r.held] for row in rows if row.state == "rejected"]
+    if any(got and all(value is None for value in got) for got in missed):
+        return unmeasured
+    relax = "relax the gate in the recipe, or improve the model; the table shows by how much it failed"
+    return f"{relax}; for what was not measured {unmeasured}" if any(None in got for got in missed) else relax
 
 
 def _row(

@@ -401,3 +401,57 @@ def test_engines_that_were_never_built_end_with_a_compile_failure() -> None:
     selection = race([refused], Gates())
     assert (selection.chosen, selection.code) == (None, ExitCode.COMPILE)
     assert selection.failures == ("fp32/tvm: no operator for LSTM",)
+
+
+# ---- what a failure says ----
+
+
+@pytest.mark.parametrize(
+    ("cosine", "limit", "shown"),
+    [
+        (0.99999994, 0.9999999999, "cosine: got 0.99999994, limit 0.9999999999"),
+        (0.5, 0.9999999999, "cosine: got 0.5, limit 0.9999999999"),
+        (0.98999999999, 0.99, "cosine: got 0.98999999999, limit 0.99"),
+        (0.123456789, 0.99, "cosine: got 0.123457, limit 0.99"),
+        (math.nextafter(0.9, 0), 0.9, "cosine: got 0.8999999999999999, limit 0.9"),
+        (math.nan, 0.99, "cosine: got nan, limit 0.99"),
+    ],
+)
+def test_a_missed_gate_shows_figures_that_differ(cosine: float, limit: float, shown: str) -> None:
+    (result,) = check_gates(engine(cosine=cosine), Gates(cosine=limit))
+    assert result.describe() == shown
+
+
+ALLOW = 'gates.unmeasured = "allow"'
+
+
+def test_a_figure_that_was_not_measured_is_no_reason_to_relax_its_gate() -> None:
+    hint = race([engine(ms=None), engine("int8-static", ms=None, cosine=0.1)], Gates(latency_ms=5.0, cosine=0.9)).hint
+    assert ALLOW in hint
+    assert "a machine that can measure" in hint
+    assert "relax" not in hint
+
+
+def test_a_missed_gate_is_to_be_relaxed_and_what_was_not_measured_beside_it_is_named() -> None:
+    assert race([engine(ms=9.0)], Gates(latency_ms=5.0)).hint.startswith("relax the gate")
+    assert ALLOW not in race([engine(ms=9.0)], Gates(latency_ms=5.0)).hint
+    both = race([engine(ms=None, cosine=0.1)], Gates(latency_ms=5.0, cosine=0.9)).hint
+    assert "relax the gate" in both
+    assert ALLOW in both
+
+
+def test_only_engines_of_the_required_precision_count_for_the_hint() -> None:
+    found = [engine(ms=None), engine("int8-static", ms=1.0, cosine=0.1)]
+    hint = race(found, Gates(latency_ms=5.0, cosine=0.9), require="int8-static").hint
+    assert "relax the gate" in hint
+    assert ALLOW not in hint
+
+
+def test_a_slower_required_precision_is_to_be_dropped() -> None:
+    hint = race([engine(ms=1.0), engine("int8-static", ms=1.5)], Gates(), require="int8-static").hint
+    assert hint == "drop quantize.require from the recipe, or accept the faster precision"
+    assert ALLOW in race([engine(ms=1.0), engine("int8-static", ms=None)], Gates(), require="int8-static").hint
+
+
+def test_a_race_that_is_won_needs_no_hint() -> None:
+    assert race([engine()], Gates()).hint == ""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from toolchain.cli.progress import Progress
-from toolchain.errors import ToolchainError
+from toolchain.errors import ExitCode, ToolchainError
+
+if TYPE_CHECKING:
+    from toolchain.build import TargetResult
 
 
 @click.command()
@@ -85,10 +90,18 @@ def command(
         progress.note(note)
     failed = [r for r in result.targets if r.selection.code]
     if failed:
-        raise ToolchainError(
-            "no release was written: " + "; ".join(f"{r.target}: {r.selection.reason}" for r in failed),
-            where=str(recipe),
-            details=[f"{r.target}: {line}" for r in failed for line in r.selection.failures],
-            hint="relax the gate in the recipe, or improve the model; the table shows by how much it failed",
-            code=result.code,
-        )
+        raise _no_release(recipe, result.code, failed)
+
+
+def _no_release(recipe: Path, code: ExitCode, failed: Sequence[TargetResult]) -> ToolchainError:
+    """Why there is no release, each reason once."""
+    hints = dict.fromkeys(r.selection.hint for r in failed)
+    reasons = [f"{r.target}: {r.selection.reason}" for r in failed]
+    lines = [f"{r.target}: {line}" for r in failed for line in r.selection.failures]
+    return ToolchainError(
+        "no release was written: " + "; ".join(reasons),
+        where=str(recipe),
+        details=[line for line in lines if line not in reasons],
+        hint="; ".join(hints),
+        code=code,
+    )

@@ -59,6 +59,6 @@ def _check_output(path: Path) -> None:
         got = f"a {path.suffix} file" if path.suffix else "a name without a suffix"
         what, hint = f"got {got}; allowed: .npz", f"name it {path.with_suffix('.npz').name}, or print with --json"
     elif not path.parent.is_dir():
-        what, hint = f"the folder {str(path.parent)!r} does not exist", f"mkdir -p {path.parent}, or choose another path"
+        what, hint = f"the folder {str(path.parent)!r} does not exist", f"mkdir -p {path.parent}, or another path"
     if what:
         raise ToolchainError(what, where=f"--output {path}", hint=hint, code=ExitCode.USAGE)
