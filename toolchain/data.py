@@ -40,8 +40,13 @@ class Batch:
     size: int = 1
 
 
-def write_batches(folder: Path, batches: Iterable[Batch]) -> dict[str, Any]:
-    """Write a dataset folder; returns what dataset.json says: batches, samples, sizes, inputs, labels.
+def write_batches(folder: Path, batches: Iterable[Batch], random: bool = False) -> dict[str, Any]:
+    """Write a dataset folder; returns what dataset.json says: batches, samples, sizes, inputs, labels, random.
+
+    Args:
+        folder: exists already.
+        batches: at least one.
+        random: the inputs are not the user's but made from random numbers; whoever uses them must say so.
 
     Raises:
         ToolchainError: USER_CODE when there is no batch.
@@ -58,8 +63,14 @@ def write_batches(folder: Path, batches: Iterable[Batch]) -> dict[str, Any]:
     if not sizes:
         raise ToolchainError("yielded no batches", code=ExitCode.USER_CODE)
     summary = {"batches": len(sizes), "samples": sum(sizes), "sizes": sizes, "inputs": inputs, "labels": labels}
+    summary["random"] = random
     (folder / "dataset.json").write_bytes(canonical_json(summary))
     return summary
+
+
+def is_random(folder: Path) -> bool:
+    """Whether the inputs of a dataset folder were made from random numbers."""
+    return bool(json.loads((folder / "dataset.json").read_text()).get("random", False))
 
 
 def read_batches(folder: Path) -> Iterator[Batch]:

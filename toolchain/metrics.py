@@ -90,6 +90,7 @@ class Metric:
         self.note = ""
         self._function = function
         self._sum, self._count = 0.0, 0
+        self._width = 0  # of the scores: the number of classes
         self._classes: dict[int, list[int]] = {}  # class: [true positives, predicted, labelled]
         self._kept: list[tuple[dict[str, Array], dict[str, Array]]] = []
 
@@ -120,6 +121,12 @@ class Metric:
             raise _bad("there is nothing to score: the evaluation data is empty", self.spec.kind)
         return self._finite(self._sum / self._count)
 
+    def chance(self) -> float | None:
+        """The expected ``top1`` or ``topk`` of guessing, or None where it is not known."""
+        if self.spec.kind not in ("top1", "topk") or not self._width:
+            return None
+        return min(1.0, (self.spec.k if self.spec.kind == "topk" else 1) / self._width)
+
     def _finite(self, value: float) -> float:
         if math.isfinite(value):
             return value
@@ -149,7 +156,8 @@ class Metric:
         if got.dtype.kind == "f" and got.ndim >= 1:
             scores = got.reshape(-1, got.shape[-1])
             valid = ~np.isnan(scores).any(axis=-1)
-            k = min(self.spec.k if self.spec.kind == "topk" else 1, scores.shape[-1])
+            self._width = scores.shape[-1]
+            k = min(self.spec.k if self.spec.kind == "topk" else 1, self._width)
             # A stable sort of the negated scores: the lower class wins a tie, as with argmax.
             best = np.argsort(-scores, axis=-1, kind="stable")[:, :k] if k > 1 else scores.argmax(-1)[:, None]
             expected = got.shape[:-1]

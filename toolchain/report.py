@@ -12,6 +12,11 @@ from toolchain.select import Row, Selection
 
 SCHEMA = 1
 
+FEW_SAMPLES = 10
+"""Fewer samples than this are no evidence: each one moves an accuracy by more than 10 %."""
+NEAR_CHANCE = 1.1
+"""An original whose accuracy is below this many times that of guessing is called no better than guessing."""
+
 
 def build_report(
     *,
@@ -36,6 +41,7 @@ def build_report(
         measurement: facts of the measure stage, or None.
         unmeasured: why nothing was measured, if so.
     """
+    rows = [_row_json(row) for row in selection.rows]
     return {
         "schema": SCHEMA,
         "name": name,
@@ -44,7 +50,8 @@ def build_report(
         "chosen": selection.chosen.id if selection.chosen else None,
         "reason": selection.reason,
         "outcome": selection.code.name.lower(),
-        "engines": [_row_json(row) for row in selection.rows],
+        "engines": rows,
+        "verification": _verification(rows),
         "measured": {
             "where": "on this target's own kind of machine" if measurement else "not measured",
             "why_not": "" if measurement else unmeasured,
@@ -68,11 +75,45 @@ def _row_json(row: Row) -> dict[str, Any]:
         "size_bytes": contender.size or None,
         "evidence": verdict.get("evidence"),
         "samples": verdict.get("samples"),
+        "random": verdict.get("random"),
         "fidelity": verdict.get("worst"),
         "outputs": verdict.get("outputs"),
         "accuracy": verdict.get("accuracy"),
         "measurement": dict(contender.measurement) if contender.measurement else None,
     }
+
+
+def _verification(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """On what the gates on outputs were checked, and what makes that weak evidence."""
+    seen = [row for row in rows if row["samples"]]
+    if not seen:
+        return {"samples": 0, "random": None, "text": "outputs not verified: no engine ran here", "warnings": []}
+    samples, random = max(row["samples"] for row in seen), any(row["random"] for row in seen)
+    count = f"{samples} {'random input' if random else 'sample'}{'s' * (samples != 1)}"
+    text = f"verified on {count}{': the recipe has no data.evaluation' if random else ' of data.evaluation'}"
+    warnings = []
+    if samples < FEW_SAMPLES:
+        few = "1 sample says" if samples == 1 else f"{samples} samples say"
+        warnings.append(f"{few} little about the engine: give more evaluation data")
+    if accuracy := next((row["accuracy"] for row in seen if row["accuracy"]), None):
+        warnings += _worthless(accuracy)
+    return {"samples": samples, "random": random, "text": text, "warnings": warnings}
+
+
+def _worthless(accuracy: Mapping[str, Any]) -> list[str]:
+    """A warning when the original itself scores nothing, so that no engine can lose anything against it."""
+    original, chance = accuracy["original"], accuracy.get("chance") or 0.0
+    if not accuracy["higher_is_better"] or original > chance * NEAR_CHANCE:
+        return []
+    guess = f", and guessing scores {chance:.4f}" if original > 0 else ""
+    says = f"the original itself scores {original:.4f}{guess}: an accuracy gate says nothing"
+    return [f"{says}; check the labels, the preprocessing and the checkpoint"]
+
+
+def evidence_lines(report: Mapping[str, Any]) -> list[str]:
+    """What the outputs were verified on, and a line per warning; nothing for reports that do not say."""
+    facts = report.get("verification")
+    return [facts["text"], *(f"warning: {warning}" for warning in facts["warnings"])] if facts else []
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:
@@ -81,6 +122,8 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     chosen = report["chosen"] or "none"
     lines += [f"**Engine: {chosen}** ({report['reason']}).", ""]
     lines += table(HEADER, [race_cells(row) for row in report["engines"]])
+    if evidence := evidence_lines(report):
+        lines += ["", *(f"- {line[:1].upper()}{line[1:]}." for line in evidence)]
     measured = report["measured"]
     if measured.get("host"):
         host = measured["host"]

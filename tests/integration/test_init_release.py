@@ -133,4 +133,9 @@ def test_a_model_with_an_example_function_builds_without_any_edit(tmp_path: Path
     assert "FILL_IN" not in printed + theirs.recipe.read_text()
     printed = theirs.call("toolchain", "build", "recipe.toml", "--no-measure")
     assert re.search(r"release \S+/artifacts/tiny/0.1.0 written", printed)
-    assert "features float32[2, 8]" in theirs.call("toolchain", "inspect", "artifacts/tiny/0.1.0")
+    evidence = "verified on 16 random inputs: the recipe has no data.evaluation"
+    assert evidence in printed
+    inspected = theirs.call("toolchain", "inspect", "artifacts/tiny/0.1.0")
+    assert "features float32[2, 8]" in inspected
+    assert evidence in inspected
+    assert f"- V{evidence[1:]}." in theirs.call("toolchain", "inspect", "--report", "artifacts/tiny/0.1.0")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from toolchain.report import HEADER, race_cells
+from toolchain.report import HEADER, evidence_lines, race_cells
 
 if TYPE_CHECKING:
     from toolchain.build import BuildResult
@@ -44,6 +45,7 @@ def result_lines(result: BuildResult) -> list[str]:
         lines.append(f"{report['target']}: {report['chosen'] or 'NO ENGINE'} ({report['reason']})")
         offered = [row for row in report["engines"] if row["state"] != "not offered"]
         lines += ["  " + line for line in columns(HEADER, [race_cells(row) for row in offered])]
+        lines += [f"  {line}" for line in evidence_lines(report)]
         lines += [
             f"  {row['engine']} {row['state']}: {row['reason']}"
             for row in report["engines"]
@@ -93,6 +95,8 @@ def bundle_lines(bundle: BundleRef) -> list[str]:
             f"  accuracy {accuracy['metric']} {accuracy['value']:.4f}, the original's {accuracy['original']:.4f}"
             f" ({evidence['verified']})"
         )
+    about = evidence_lines(json.loads(bundle.read("report.json"))) if "report.json" in bundle.files else []
+    lines += [f"  {'evidence' if not number else '':8} {line}" for number, line in enumerate(about)]
     if measured := evidence.get("measured"):
         lines.append(
             f"  latency  median {measured['median_ms']:.3f} ms, p95 {measured['p95_ms']:.3f} ms; "

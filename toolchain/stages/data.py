@@ -47,7 +47,8 @@ def run(ctx: StageContext) -> StageResult:
     signature = _signature(ctx, options)
     batches = _yielded(ctx, options, signature) if options.source else random_batches(signature, options.limit)
     try:
-        summary = write_batches(ctx.output("dataset"), limited(batches, signature, options.limit))
+        kept = limited(batches, signature, options.limit)
+        summary = write_batches(ctx.output("dataset"), kept, random=not options.source)
     except ToolchainError as error:
         if options.source and not error.where.startswith(f"data.{options.role}"):
             error.where = ", ".join(filter(None, [f"data.{options.role} = {options.source!r}", error.where]))
@@ -98,7 +99,7 @@ def _signature(ctx: StageContext, options: Options) -> Signature:
 
 STAGE = StageDef(
     name="data",
-    version=1,
+    version=2,
     run="toolchain.stages.data:run",
     options=Options,
     tools=("numpy", "torch"),

@@ -1,4 +1,4 @@
-"""selftest: a few real inputs and the original's outputs, for a bundle to check itself with."""
+"""selftest: a few of the evaluation inputs and the original's outputs, for a bundle to check itself with."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Options:
 
 def run(ctx: StageContext) -> StageResult:
     """Inputs ``engine``, ``evaluation``, ``reference``; output ``verdict`` (verdict.json)."""
-    from toolchain.data import read_batches, read_outputs
+    from toolchain.data import is_random, read_batches, read_outputs
     from toolchain.metrics import Fidelity, Metric, MetricSpec
     from toolchain.runtime import open_engine
 
@@ -60,10 +60,12 @@ def run(ctx: StageContext) -> StageResult:
             ours.update(outputs, batch.labels, reference)
             theirs.update(reference, batch.labels, reference)
     facts: dict[str, Any] = {"evidence": options.evidence, "samples": samples, "problem": problem, "worst": {}}
+    facts["random"] = is_random(ctx.inputs["evaluation"])
     if not problem:
         facts |= fidelity.result()
         if ours and theirs and spec:
-            facts["accuracy"] = accuracy_facts(options.metric, ours.value(), theirs.value(), spec.higher_is_better)
+            scores = accuracy_facts(options.metric, ours.value(), theirs.value(), spec.higher_is_better)
+            facts["accuracy"] = {**scores, "chance": theirs.chance()}
     (ctx.output("verdict") / "verdict.json").write_text(json.dumps(facts, sort_keys=True, indent=1))
     return StageResult(facts)
 
@@ -82,7 +84,7 @@ def accuracy_facts(metric: str, value: float, original: float, higher_is_better:
 
 STAGE = StageDef(
     name="verify",
-    version=1,
+    version=2,
     run="toolchain.stages.verify:run",
     options=Options,
     tools=("onnxruntime", "apache-tvm"),
