@@ -95,6 +95,9 @@ def test_not_a_number_in_an_output_names_the_output(tmp_path: Path) -> None:
     assert error.code is ExitCode.EXPORT
     assert error.where == "output 'bad'"
     assert "NaN or infinity" in error.what
+    assert "random ones" in error.hint
+    assert "x float32 standard normal" in error.hint
+    assert "low and high in [[model.inputs]]" in error.hint
 
 
 def test_not_a_number_in_the_reference_names_the_batch(tmp_path: Path) -> None:
@@ -106,6 +109,19 @@ def test_not_a_number_in_the_reference_names_the_batch(tmp_path: Path) -> None:
     with pytest.raises(ToolchainError) as caught:
         run_stage(reference, options, tmp_path / "out", root, evaluation=tmp_path / "data")
     assert caught.value.where == "evaluation batch 1, output 'bad'"
+    assert "random" not in caught.value.hint
+
+
+def test_not_a_number_on_random_evaluation_inputs_blames_the_inputs_and_names_their_range(tmp_path: Path) -> None:
+    root = repository(tmp_path / "repo")
+    (tmp_path / "data").mkdir()
+    write_batches(tmp_path / "data", [Batch({"x": np.full((1, 4), 3, np.float32)})], random=True)
+    ranged = InputSpec("x", "float32", X4.shape, low=0, high=5.5)
+    options = reference.Options("nets/models.py:not_a_number", inputs=(ranged,), dims=(BATCH,))
+    with pytest.raises(ToolchainError) as caught:
+        run_stage(reference, options, tmp_path / "out", root, evaluation=tmp_path / "data")
+    assert caught.value.code is ExitCode.EXPORT
+    assert "x float32 0 to 5.5" in caught.value.hint
 
 
 def test_an_output_that_is_not_a_tensor(tmp_path: Path) -> None:

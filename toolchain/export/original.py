@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, NDArray[Any]]
 
 
+class NotFiniteError(ToolchainError):
+    """An output of the original holds NaN or infinity."""
+
+
 class Original(Protocol):
     """A model that maps named arrays to named arrays."""
 
@@ -268,7 +272,7 @@ def _finite(array: NDArray[Any], name: str) -> NDArray[Any]:
 
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = int(array.size - np.isfinite(array).sum())
-        raise ToolchainError(
+        raise NotFiniteError(
             f"the original's output holds NaN or infinity ({bad} of {array.size} values)",
             where=f"output {name!r}",
             hint="check the checkpoint, and divisions and logarithms in the model",

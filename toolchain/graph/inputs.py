@@ -31,6 +31,32 @@ def random_inputs(
     return {spec.name: _random(spec, spec.concrete(sizes), generator, default_high) for spec in signature.inputs}
 
 
+def describe_random(signature: Signature) -> str:
+    """What :func:`random_inputs` fills each input with, for messages: ``"image float32 0 to 1"``."""
+    return ", ".join(f"{spec.name} {spec.dtype} {_described(spec)}" for spec in signature.inputs)
+
+
+def blame_random(error: ToolchainError, signature: Signature) -> ToolchainError:
+    """``error``, of a model whose outputs are not finite, told for inputs that random numbers made.
+
+    The model may be sound: the hint names the inputs with their ranges first, not the user's checkpoint.
+    """
+    error.hint = (
+        f"the inputs are random ones, made for lack of real ones: {describe_random(signature)}; if the model expects "
+        "other values, give low and high in [[model.inputs]], or model.example_inputs and data.evaluation; if such "
+        "values are right, check the checkpoint, and divisions and logarithms in the model"
+    )
+    return error
+
+
+def _described(spec: InputSpec) -> str:
+    if spec.dtype == "bool":
+        return "false or true"
+    if spec.low is not None and spec.high is not None:
+        return f"{spec.low:g} to {spec.high:g}"
+    return "standard normal (about -4 to 4)"
+
+
 def _random(
     spec: InputSpec, shape: tuple[int, ...], generator: np.random.Generator, default_high: int | None
 ) -> NDArray[Any]:

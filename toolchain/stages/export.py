@@ -48,10 +48,8 @@ def run(ctx: StageContext) -> StageResult:
         ToolchainError: EXPORT when the model can't be converted, its outputs are not finite or the
             conversion disagrees; BAD_RECIPE and USER_CODE for what the recipe names.
     """
-    from toolchain.export.clean import save
-    from toolchain.export.contract import check_model, make_contract, name_output_axes
-    from toolchain.export.original import TorchOriginal, open_original
-    from toolchain.graph.counts import model_facts
+    from toolchain.export.original import NotFiniteError, TorchOriginal, open_original
+    from toolchain.graph.inputs import blame_random
 
     options: Options = ctx.options
     if options.opset not in OPSETS:
@@ -59,13 +57,33 @@ def run(ctx: StageContext) -> StageResult:
         raise ToolchainError(f"got {options.opset}; allowed: {allowed}", where="model.opset", code=ExitCode.BAD_RECIPE)
     original = open_original(options, ctx.root)
     runs = _check_inputs(original)
+    try:
+        return _export(ctx, options.opset, options.preprocessing, original, runs)
+    except NotFiniteError as error:
+        if isinstance(original, TorchOriginal) and original.example is not None:
+            raise
+        raise blame_random(error, original.signature) from None
+
+
+def _export(
+    ctx: StageContext,
+    opset: int,
+    preprocessing: str,
+    original: TorchOriginal | OnnxOriginal,
+    runs: list[Mapping[str, NDArray[Any]]],
+) -> StageResult:
+    from toolchain.export.clean import save
+    from toolchain.export.contract import check_model, make_contract, name_output_axes
+    from toolchain.export.original import TorchOriginal
+    from toolchain.graph.counts import model_facts
+
     facts: dict[str, Any] = {}
     if isinstance(original, TorchOriginal):
         names, expected = original.run_named(runs[0])
-        model = _convert(original, runs[0], names, options.opset)
+        model = _convert(original, runs[0], names, opset)
     else:
         expected = original.run(runs[0])
-        model, facts = _adopt(original, options.opset)
+        model, facts = _adopt(original, opset)
     path = ctx.output("onnx") / "model.onnx"
     save(model, path)
     check_model(path, ExitCode.EXPORT)
@@ -73,7 +91,7 @@ def run(ctx: StageContext) -> StageResult:
     if name_output_axes(model, original.signature, observed):
         save(model, path)
         check_model(path, ExitCode.EXPORT)
-    contract = make_contract(path, original.signature, options.preprocessing)
+    contract = make_contract(path, original.signature, preprocessing)
     (path.parent / "contract.json").write_bytes(canonical_json(contract))
     counts = model_facts(path)
     facts |= {key: counts[key] for key in ("opset", "nodes", "operators", "parameters", "bytes")}

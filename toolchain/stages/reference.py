@@ -37,7 +37,9 @@ def run(ctx: StageContext) -> StageResult:
 
 
 def _outputs(ctx: StageContext, original: Any) -> Iterator[dict[str, NDArray[Any]]]:
-    from toolchain.data import read_batches
+    from toolchain.data import is_random, read_batches
+    from toolchain.export.original import NotFiniteError
+    from toolchain.graph.inputs import blame_random
 
     for number, batch in enumerate(read_batches(ctx.inputs["evaluation"])):
         inputs = {name: batch.inputs[name] for name in original.signature.names if name in batch.inputs}
@@ -45,6 +47,8 @@ def _outputs(ctx: StageContext, original: Any) -> Iterator[dict[str, NDArray[Any
             yield original.run(inputs)
         except ToolchainError as error:
             error.where = f"evaluation batch {number}, {error.where}"
+            if isinstance(error, NotFiniteError) and is_random(ctx.inputs["evaluation"]):
+                raise blame_random(error, original.signature) from None
             raise
 
 
