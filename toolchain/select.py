@@ -107,9 +107,9 @@ class Selection:
 
 
 def _apart(got: float, limit: float) -> tuple[str, str]:
-    """``limit`` in full and ``got`` in six digits, or as many more as keep it on its side of the limit."""
+    """``limit`` in full and ``got`` in six digits, or as many more as it takes to keep it on its side of the limit."""
     shown = f"{limit:g}" if float(f"{limit:g}") == limit else repr(limit)
-    for digits in range(6, 17):
+    for digits in range(6, 17, 2):
         text = f"{got:.{digits}g}"
         if (float(text) < limit, float(text) > limit) == (got < limit, got > limit):
             return text, shown

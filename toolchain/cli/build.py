@@ -13,7 +13,7 @@ from toolchain.cli.progress import Progress
 from toolchain.errors import ExitCode, ToolchainError
 
 if TYPE_CHECKING:
-    from toolchain.build import TargetResult
+    from toolchain.publish import TargetResult
 
 
 @click.command()
