@@ -165,7 +165,8 @@ def load_recipe(path: Path) -> Recipe:
 
     Raises:
         ToolchainError: BAD_RECIPE: no such file, not TOML, made for a newer schema, or mistakes in
-            it, all of them at once with one line each in ``details``.
+            it, all of them at once with one line each in ``details``.  BAD_TARGET: the only mistakes are
+            targets that name no profile.
     """
     path = Path(path)
     raw = read_toml(path, _WHAT, _CODE, hint="give the path of a recipe, or write one with `toolchain init`")
@@ -176,7 +177,8 @@ def load_recipe(path: Path) -> Recipe:
     order = {key: position for position, key in enumerate(raw)}
     # As the file has it; what is missing altogether comes last.
     problems.sort(key=lambda entry: order.get(str(entry.key[0]) if entry.key else "", len(order)))
-    raise_problems(problems, path, _WHAT, _CODE)
+    # Where nothing else is wrong, an unknown target is what `--target` and `toolchain targets` say of it.
+    raise_problems(problems, path, _WHAT, ExitCode.BAD_TARGET if problems == bad_targets else _CODE)
     return Recipe.model_validate(raw, context=path)
 
 

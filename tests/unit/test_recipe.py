@@ -229,6 +229,16 @@ def test_a_mistake_is_told_in_one_line_of_our_own_words(case: str, folder: Path)
         assert "Input should" not in line
 
 
+def test_a_recipe_whose_only_mistake_is_an_unknown_target_ends_with_the_targets_code(folder: Path) -> None:
+    unknown = GOOD.replace('"x86-64-v3"', '"x86-64-v33"')
+    with pytest.raises(ToolchainError, match="1 mistake in this recipe") as caught:
+        load(folder, unknown)
+    assert caught.value.code is ExitCode.BAD_TARGET
+    with pytest.raises(ToolchainError, match="2 mistakes in this recipe") as caught:
+        load(folder, unknown.replace("cosine = 0.99", "cosin = 0.99"))
+    assert caught.value.code is ExitCode.BAD_RECIPE
+
+
 def test_one_edit_makes_one_line(folder: Path) -> None:
     assert len(mistakes(folder, ("max = 64", "min = 65\nmax = 64"))) == 1
 
