@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
+import tempfile
 import types
 import typing
 from collections.abc import Mapping
@@ -41,9 +43,22 @@ def child_main(request: dict[str, Any]) -> dict[str, Any]:
 
         source_loader.install()
         recorder = Recorder(context.root, [context.out, *context.inputs.values()])
+    else:
+        # The user's own code keeps its TMPDIR: what it puts there may need short paths (sockets) or last longer.
+        _keep_temporary_files(context.out.with_name("tmp"))
     result: StageResult = function(context)
     dependencies = recorder.dependencies() if recorder else []
     return {"facts": result.facts, "refused": result.refused, "dependencies": dependencies}
+
+
+def _keep_temporary_files(folder: Path) -> None:
+    """Let temporary files of this process and its children lie beside the output, in what the runner removes.
+
+    This process is killed when the build is interrupted, so nobody else would.
+    """
+    folder.mkdir(exist_ok=True)
+    os.environ["TMPDIR"] = str(folder)
+    tempfile.tempdir = None  # it may have been looked up before the fork
 
 
 def rebuild(cls: Any, data: Any) -> Any:

@@ -30,10 +30,11 @@ from toolchain.execute import Silent, execute
 from toolchain.runner import Node, Runner
 folder, repo, what = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 sleep = '''
-import subprocess, time, os
+import subprocess, tempfile, time, os
 from pathlib import Path
 from helpers.calls import note
 (ctx.output('text') / 'half.txt').write_text('half')
+tempfile.mkdtemp(prefix='toolchain-left-')
 child = subprocess.Popen(['sleep', '300'])
 note(Path({!r}), [os.getpid(), child.pid])
 time.sleep(300)
@@ -88,7 +89,11 @@ def sleeping(folder: Path) -> list[int]:
     return read_pids(folder / "pids0") + read_pids(folder / "pids1")
 
 
-def test_ctrl_c_leaves_no_process_and_no_half_written_file(tmp_path: Path, repo: Path) -> None:
+def test_ctrl_c_leaves_no_process_and_no_half_written_or_temporary_file(
+    tmp_path: Path, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     with build(tmp_path, repo, "sleep") as process:
         pids = sleeping(tmp_path)
         last = tmp_path / "cache" / "v1" / "last"
@@ -98,6 +103,7 @@ def test_ctrl_c_leaves_no_process_and_no_half_written_file(tmp_path: Path, repo:
         assert process.wait(10) == 130
         assert time.monotonic() - started < 3
     assert running(pids) == []
+    assert list((tmp_path / "temporary").glob("toolchain-*")) == []
     cache = Cache(tmp_path / "cache")
     assert list((cache.folder / "tmp").iterdir()) == []
     for artifact in (cache.folder / "artifacts").iterdir():

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import stages
 from helpers.bench import Bench, stale
 from helpers.distributions import install_distribution
 from helpers.processes import wait_until
@@ -18,6 +19,7 @@ from helpers.processes import wait_until
 from toolchain.cache import Cache
 from toolchain.errors import ExitCode, ToolchainError
 from toolchain.keys import installed_version
+from toolchain.runner import Node
 from toolchain.worker import WorkerPool
 
 # ---- running and reusing ----
@@ -209,3 +211,16 @@ def test_a_pruned_result_is_made_again(bench: Bench) -> None:
     bench.run(bench.text("hello"))
     bench.cache.prune(0)
     stale(bench, bench.text("hello"), "its cached result is gone")
+
+
+def test_temporary_files_of_a_stage_lie_in_its_own_folder(bench: Bench, tmp_path: Path) -> None:
+    code = """
+import os, subprocess, tempfile
+from pathlib import Path
+made = [tempfile.mkdtemp(prefix='left-'), subprocess.check_output(['mktemp', '-d'], text=True).strip()]
+facts['inside'] = [Path(name).is_relative_to(ctx.out.parent) for name in made]
+facts['outputs'] = os.listdir(ctx.out)
+"""
+    outcome = bench.run(Node("code", stages.CODE, stages.Code(code)))
+    assert outcome.facts == {"inside": [True, True], "outputs": []}
+    assert list((bench.cache.folder / "tmp").iterdir()) == []
