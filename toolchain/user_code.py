@@ -165,10 +165,21 @@ def user_error(error: BaseException, root: Path, what: str) -> ToolchainError:
     return ToolchainError(
         f"{what} {type(error).__name__}" + (f": {_shortened(message)}" if message else ""),
         where=user_location(error, root),
-        hint="fix the code at that line; --debug shows the whole traceback",
+        hint=_remedy(error, root),
         code=ExitCode.USER_CODE,
         debug="".join(traceback.format_exception(error)),
     )
+
+
+def _remedy(error: BaseException, root: Path) -> str:
+    """What the user can do about an exception of the user's code."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        name = error.name.partition(".")[0]
+        if not any((root / entry).exists() for entry in (name, f"{name}.py")):
+            return f"install {name} here (a shipped recipe's header says what it needs), or correct the import"
+    if isinstance(error, PermissionError) and error.filename:
+        return f"let this user read it: chmod u+r {error.filename} (and u+rx its folders)"
+    return "fix the code at that line; --debug shows the whole traceback"
 
 
 def _import_file(path: Path, root: Path, reference: str) -> ModuleType:
@@ -187,6 +198,14 @@ def _import_file(path: Path, root: Path, reference: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
+    except PermissionError as error:
+        del sys.modules[name]
+        if error.filename != str(path):
+            raise user_error(error, root, f"importing {reference.rpartition(':')[0]} raised") from error
+        hint = f"let this user read it: chmod u+r {path}"
+        raise ToolchainError(
+            "this file may not be read", where=reference, hint=hint, code=ExitCode.BAD_RECIPE
+        ) from error
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise user_error(error, root, f"importing {reference.rpartition(':')[0]} raised") from error

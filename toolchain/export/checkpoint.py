@@ -31,6 +31,12 @@ def load_checkpoint(module: torch.nn.Module, path: Path, shown: str) -> None:
     if not path.is_file():
         similar = did_you_mean(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [])
         raise ToolchainError(f"the file does not exist{similar}", where=where, code=ExitCode.BAD_RECIPE)
+    try:
+        with open(path, "rb"):
+            pass
+    except PermissionError as error:
+        hint = f"let this user read it: chmod u+r {path}"
+        raise ToolchainError("this file may not be read", where=where, hint=hint, code=ExitCode.BAD_RECIPE) from error
     state = _read_safetensors(path, where) if path.suffix == ".safetensors" else _read_state_dict(path, where)
     _check_fit(module, state, where)
     module.load_state_dict(dict(state), strict=True)

@@ -64,6 +64,11 @@ def _read(path: Path, name: str, contract: Contract) -> Arrays:
     suffix = path.suffix.lower()
     if not path.is_file():
         raise _bad(path, "is not a file" if path.exists() else "does not exist")
+    try:
+        with open(path, "rb"):
+            pass
+    except PermissionError as error:
+        raise _bad(path, "this file may not be read", f"let this user read it: chmod u+r {path}") from error
     if suffix == ".npz":
         return _read_npz(path, name, contract)
     if suffix == ".json":
