@@ -19,13 +19,18 @@ def compare_releases(old: Release, new: Release) -> dict[str, dict[str, Change]]
         if one is None or two is None:
             result[target] = {"bundle": ("none" if one is None else "there", "none" if two is None else "there")}
         else:
-            before, after = _figures(one), _figures(two)
-            result[target] = {
-                name: (before.get(name), after.get(name))
-                for name in sorted({*before, *after})
-                if before.get(name) != after.get(name)
-            }
+            result[target] = compare_bundles(one, two)
     return result
+
+
+def compare_bundles(old: BundleRef, new: BundleRef) -> dict[str, Change]:
+    """What differs between two bundles, whatever their targets, as name -> (old, new)."""
+    before, after = _figures(old), _figures(new)
+    return {
+        name: (before.get(name), after.get(name))
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    }
 
 
 def _figures(bundle: BundleRef) -> dict[str, Any]:
