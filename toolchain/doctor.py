@@ -17,17 +17,14 @@ from typing import Any
 
 from toolchain.errors import ToolchainError
 from toolchain.host import Host, detect_host, incompatibilities
+from toolchain.install import install_command
 from toolchain.target import TargetProfile, list_targets, load_target
 from toolchain.tvm.link import Linker
 
 LOW_DISK = 4 << 30
 """Bytes free below which the cache folder's disk is called nearly full: a build of a 1 GB model fills them."""
 
-_EXTRAS = {
-    "build": "pip install 'toolchain[build]'",
-    "images": "pip install 'toolchain[images]'",
-    "digits": "pip install 'toolchain[digits]'",
-}
+_EXTRAS = ("build", "images", "digits")
 _PURPOSES = {
     "apache-tvm": "compile with TVM",
     "onnx": "every stage after the export",
@@ -197,7 +194,7 @@ def _requirements() -> dict[str, tuple[str, str]]:
         match = re.fullmatch(r"([A-Za-z0-9._-]+)\s*([^;\[]*?)\s*;\s*extra == [\"'](\w+)[\"']", line)
         if match and match[3] in _EXTRAS and match[1] not in found:
             found[match[1]] = (match[2], match[3])
-    return dict(sorted(found.items(), key=lambda item: list(_EXTRAS).index(item[1][1])))
+    return dict(sorted(found.items(), key=lambda item: _EXTRAS.index(item[1][1])))
 
 
 def _library(name: str, specifier: str, extra: str) -> Tool:
@@ -205,7 +202,7 @@ def _library(name: str, specifier: str, extra: str) -> Tool:
     problem = "" if version else "not installed"
     if version and not version_allowed(version, specifier):
         problem = f"version {version}, needed {specifier}"
-    return Tool(name, "library", _PURPOSES.get(name, ""), version, problem, _EXTRAS[extra])
+    return Tool(name, "library", _PURPOSES.get(name, ""), version, problem, install_command(extra))
 
 
 def _version(name: str) -> str:

@@ -16,14 +16,15 @@ from importlib import resources
 from pathlib import Path
 
 from toolchain.errors import ExitCode, ToolchainError, did_you_mean
+from toolchain.install import public_requirement
 from toolchain.python_source import Arguments, call_arguments, definitions, forward_arguments, parse_file
+from toolchain.scaffold_places import Places, extended_gitignore, places, recipe_place
 from toolchain.version import __version__
 
 PLACEHOLDER = "FILL_IN"
 """Stands in the recipe for what the code does not say; the recipe is refused until it is replaced."""
 
 _GENERIC = {"model", "models", "net", "network", "main", "train", "module", "__init__"}
-_WORKFLOW = Path(".github/workflows/release.yml")
 _TARGETS = {"x86_64": "x86-64-v3"}  # elsewhere: the machine itself
 _EXAMPLES = ("example_inputs", "example")  # functions that give the inputs, by the usual names
 _EXAMPLE_TABLES = """\
@@ -48,14 +49,18 @@ class Scaffold:
     Attributes:
         name: of the recipe.
         files: path -> text.
+        extended: path -> new text, of files that the user has already and that only grow.
         recipe: path of the recipe, one of ``files``.
         placeholders: lines of the recipe (from 1) that must be filled in.
+        fragment: path of the Makefile fragment, one of ``files``.
         notes: what was found out and what was not, one sentence each.
     """
 
     name: str
     files: Mapping[Path, str]
+    extended: Mapping[Path, str]
     recipe: Path
+    fragment: Path
     placeholders: tuple[int, ...]
     notes: tuple[str, ...]
 
@@ -71,35 +76,40 @@ class _Model:
         return f"{_relative(path, self.folder)}:{function}"
 
 
-def plan_scaffold(source: str, recipe: Path, name: str | None = None) -> Scaffold:
+def plan_scaffold(source: str, recipe: Path | None, name: str | None = None, force: bool = False) -> Scaffold:
     """Find out about the model and write the texts, in memory.
 
     Args:
         source: ``"path/to/model.py:build"``; the path is relative to the working folder.
-        recipe: where the recipe will lie; the Makefile fragment goes beside it, the workflow into the
-            repository's root.
+        recipe: where the recipe will lie, in the working folder if None; the Makefile fragment goes beside it,
+            the workflow into the repository's root (see :mod:`toolchain.scaffold_places`).
         name: of the recipe; from the model's file or folder if None.
+        force: files of other models may be replaced.
 
     Raises:
         ToolchainError: USAGE for a missing file or function or a function that needs arguments,
             USER_CODE for a file that is not valid Python.
     """
     file, function = _split(source)
-    recipe = recipe.absolute()
-    model = _Model(file.resolve(), function, repository_root(recipe.parent), recipe.parent.resolve())
+    folder = recipe.absolute().parent if recipe else Path.cwd()
+    model = _Model(file.resolve(), function, repository_root(folder), folder.resolve())
     if not model.path.is_relative_to(model.root):
         raise _usage("the model lies outside the recipe's repository", source, f"the repository's root is {model.root}")
     _check_function(model, source)
     name = _name(model, name)
-    texts, notes = _recipe_values(model, name)
+    where = places(recipe.absolute() if recipe else recipe_place(folder, name, force), model.root, name, force)
+    texts, notes = _recipe_values(model, name, where)
     text = _fill("recipe.toml", texts)
     lines = tuple(i for i, line in enumerate(text.splitlines(), 1) if PLACEHOLDER in line and i > 2)
     files = {
-        recipe: text,
-        recipe.parent / "release.mk": _fill("release.mk", {"NAME": name, "RECIPE": recipe.name}),
-        model.root / _WORKFLOW: _workflow(model, name, recipe),
+        where.recipe: text,
+        where.fragment: _fragment(name, where),
+        where.workflow: _workflow(model, name, where),
     }
-    return Scaffold(name, files, recipe, lines, notes)
+    ignore = model.root / ".gitignore"
+    ignored = extended_gitignore(ignore) if (model.root / ".git").exists() else None
+    extended = {} if ignored is None else {ignore: ignored}
+    return Scaffold(name, files, extended, where.recipe, where.fragment, lines, notes)
 
 
 def repository_root(folder: Path) -> Path:
@@ -177,9 +187,9 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("._-") or "model"
 
 
-def _recipe_values(model: _Model, name: str) -> tuple[dict[str, str], tuple[str, ...]]:
+def _recipe_values(model: _Model, name: str, where: Places) -> tuple[dict[str, str], tuple[str, ...]]:
     folders = import_folders(model.root, model.path)
-    checkpoint, note = _checkpoint(model)
+    checkpoint, note = _checkpoint(model, where)
     example = next((line for name in _EXAMPLES if (line := _found(model, name))), "")
     if example:
         inputs, dims, unknown = _EXAMPLE_TABLES, "", False
@@ -191,13 +201,16 @@ def _recipe_values(model: _Model, name: str) -> tuple[dict[str, str], tuple[str,
         about = _about_inputs(arguments)
     data = {role: _data_function(model, role) for role in ("calibration", "evaluation")}
     notes = [about, note]
+    if not public_requirement("build"):
+        notes.append(f"set TOOLCHAIN in {_relative(where.workflow, model.root)}: where the runner gets toolchain from")
     notes += [f"no function {role!r} was found beside the model" for role, line in data.items() if line[0] == "#"]
+    to_fill = f"# Replace every {PLACEHOLDER} below, then: toolchain build {where.recipe.name}"
     values = {
         "NAME": name,
         "NAME_STRING": _quoted(name),
         "TARGET": _quoted(_TARGETS.get(platform.machine(), "host")),
         "SOURCE": _quoted(model.reference(model.path, model.function)),
-        "TO_FILL": f"# Replace every {PLACEHOLDER} below, then: toolchain build" if unknown else "#",
+        "TO_FILL": to_fill if unknown else "#",
         "CHECKPOINT": checkpoint,
         "INPUTS": inputs,
         "DIMS": dims,
@@ -241,13 +254,14 @@ def _about_inputs(arguments: Arguments | None) -> str:
     return note
 
 
-def _checkpoint(model: _Model) -> tuple[str, str]:
+def _checkpoint(model: _Model, where: Places) -> tuple[str, str]:
     found = sorted(model.path.parent.glob("*.safetensors"))
     if len(found) != 1:
         return '# checkpoint = "weights.safetensors" # if the function does not load the weights itself', ""
     line = f"checkpoint = {_quoted(_relative(found[0], model.folder))}"
     if found[0].name in model.path.read_text(encoding="utf-8", errors="replace"):
-        note = f"{model.path.name} seems to load {found[0].name} itself: name it in RELEASE_DATA of release.mk"
+        variable = f"{where.prefix}_DATA of {where.fragment.name}"
+        note = f"{model.path.name} seems to load {found[0].name} itself: name it in {variable}"
         return f"# {line} # {model.path.name} seems to load it itself", note
     return line, f"checkpoint: {found[0].name}, the only one beside the model"
 
@@ -268,16 +282,24 @@ def _data_function(model: _Model, role: str) -> str:
     return f"# {role} = {_quoted(model.reference(model.path.parent / 'data.py', role))}"
 
 
-def _workflow(model: _Model, name: str, recipe: Path) -> str:
+def _fragment(name: str, where: Places) -> str:
+    values = {"NAME": name, "RECIPE": where.recipe.name, "FRAGMENT": where.fragment.name}
+    also = "" if where.goal == "release" else f".PHONY: release\nrelease: {where.goal}\n"
+    return _fill("release.mk", {**values, "GOAL": where.goal, "P": where.prefix, "ALSO": also})
+
+
+def _workflow(model: _Model, name: str, where: Places) -> str:
     requirements = model.root / "requirements.txt"
     return _fill(
         "release.yml",
         {
             "NAME": name,
             "VERSION": __version__,
-            "PIP_KEY": "requirements.txt" if requirements.is_file() else _WORKFLOW.as_posix(),
+            "TOOLCHAIN": _quoted(public_requirement("build") or PLACEHOLDER),
+            "PLACEHOLDER": PLACEHOLDER,
+            "PIP_KEY": "requirements.txt" if requirements.is_file() else _relative(where.workflow, model.root),
             "REQUIREMENTS": "          python -m pip install -r requirements.txt\n" if requirements.is_file() else "",
-            "RECIPE_FROM_ROOT": _relative(recipe.resolve(), model.root),
+            "RECIPE_FROM_ROOT": _relative(where.recipe.resolve(), model.root),
         },
     )
 

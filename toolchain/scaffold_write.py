@@ -22,17 +22,18 @@ def write_scaffold(scaffold: Scaffold, force: bool) -> None:
         raise ToolchainError(
             "nothing was written, as these files exist:",
             details=[str(path) for path in existing],
-            hint="--force replaces them; --output writes the recipe to another file",
+            hint="--force replaces them; for another model, --name NAME gives its files another name",
             code=ExitCode.USAGE,
         )
-    for path in scaffold.files:
+    texts = {**scaffold.files, **scaffold.extended}
+    for path in texts:
         _check_place(path)
-    for path, text in scaffold.files.items():
+    for path, text in texts.items():
         with storage_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=".init-") as scratch:
                 new = Path(scratch) / path.name
-                new.write_text(text, encoding="utf-8")
+                new.write_text(text, encoding="utf-8", errors="surrogateescape")
                 os.replace(new, path)
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.errors import ExitCode, ToolchainError
+from toolchain.install import install_command
 from toolchain.zygote import GROUPS, NO_SPACE_STATUS
 
 __all__ = ["GROUPS", "ChildEnd", "WorkerPool"]
@@ -174,7 +175,7 @@ class _Zygote:
         happened = "ended while it was needed" if self._ready else "did not start"
         return ToolchainError(
             f"the {self._group!r} worker {happened}: {last}",
-            hint="pip install 'toolchain[build]'" if missing else "run again with --debug for the whole output",
+            hint=install_command("build") if missing else "run again with --debug for the whole output",
             code=ExitCode.MISSING_TOOL if missing else ExitCode.INTERNAL,
             debug=text,
         )

@@ -66,7 +66,7 @@ def test_without_the_build_libraries_it_asks_for_the_extra(tmp_path: Path) -> No
     assert done.returncode == ExitCode.MISSING_TOOL, done.stderr
     facts = json.loads(done.stdout)
     assert {"torch", "onnx", "onnxruntime", "apache-tvm"} <= set(facts["missing"])
-    assert facts["install"][0] == "pip install 'toolchain[build]'"
+    assert facts["install"][0] == f"pip install -e '{root}[build]'"
     assert facts["targets"][0]["onnxruntime"]
 
 

@@ -105,12 +105,13 @@ def test_it_names_what_it_wrote_and_the_next_step(repository: Path) -> None:
 
 
 def test_existing_files_stay_without_force(repository: Path) -> None:
+    (repository / "recipe.toml").write_text("name = 'shapes'")
     (repository / "release.mk").write_text("mine")
     done = toolchain(repository, "init", "shapes/model.py:build")
     assert done.returncode == ExitCode.USAGE
-    assert "release.mk" in done.stderr
+    assert "recipe.toml" in done.stderr
     assert (repository / "release.mk").read_text() == "mine"
-    assert not (repository / "recipe.toml").exists()
+    assert not (repository / "release-shapes.mk").exists()
     assert toolchain(repository, "init", "shapes/model.py:build", "--force").returncode == 0
     assert (repository / "release.mk").read_text() != "mine"
 
@@ -123,6 +124,49 @@ def test_a_recipe_in_a_subfolder_has_its_fragment_beside_it_and_its_workflow_in_
     assert "shapes.toml" in (recipe.parent / "release.mk").read_text()
     workflow = (repository / ".github" / "workflows" / "release.yml").read_text()
     assert "toolchain build shapes/deploy/shapes.toml" in workflow
+
+
+def test_a_second_model_has_its_own_files_and_make_builds_each_or_both(repository: Path) -> None:
+    init(repository)
+    before = {p: p.read_bytes() for p in (repository / "release.mk", repository / ".github/workflows/release.yml")}
+    done = toolchain(repository, "init", "shapes/model.py:build", "--name", "other.2")
+    assert done.returncode == 0, done.stderr
+    assert {p: p.read_bytes() for p in before} == before
+    recipe, workflow = repository / "other.2.toml", repository / ".github/workflows/release-other.2.yml"
+    assert "toolchain build other.2.toml" in workflow.read_text()
+    assert "# Replace every FILL_IN below, then: toolchain build other.2.toml" in recipe.read_text()
+    assert "then run: toolchain build other.2.toml" in done.stdout
+    assert "include release-other.2.mk" in done.stdout
+    assert "include release-other.2.mk" in (repository / "release-other.2.mk").read_text()
+    recipe.write_text(recipe.read_text().replace('"FILL_IN"', "8"))
+    make = Make(repository)
+    with (repository / "Makefile").open("a") as file:
+        file.write("include release-other.2.mk\n")
+    both, one = make.run("-n", "release").stdout, make.run("-n", "release-other.2").stdout
+    first, second = "build ./recipe.toml --output ./artifacts", "build ./other.2.toml --output ./artifacts"
+    assert (first in both, second in both, first in one, second in one) == (True, True, False, True)
+    again = toolchain(repository, "init", "shapes/model.py:build", "--name", "other.2")
+    assert again.returncode == ExitCode.USAGE
+    assert "other.2.toml" in again.stderr
+
+
+def test_a_workflow_of_the_user_does_not_block_init(repository: Path) -> None:
+    theirs = repository / ".github" / "workflows" / "release.yml"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("name: theirs\n")
+    init(repository)
+    assert theirs.read_text() == "name: theirs\n"
+    assert "toolchain build recipe.toml" in theirs.with_name("release-shapes.yml").read_text()
+
+
+def test_releases_are_ignored_by_git_and_the_lines_of_the_user_stay(repository: Path) -> None:
+    (repository / ".gitignore").write_text("*.pyc")
+    done = toolchain(repository, "init", "shapes/model.py:build")
+    assert (repository / ".gitignore").read_text() == "*.pyc\nartifacts/\n"
+    assert "extended .gitignore" in done.stdout
+    again = toolchain(repository, "init", "shapes/model.py:build", "--force")
+    assert (repository / ".gitignore").read_text() == "*.pyc\nartifacts/\n"
+    assert ".gitignore" not in again.stdout
 
 
 @pytest.mark.parametrize(
@@ -163,7 +207,7 @@ def test_the_workflow_is_plain_yaml_that_builds_and_keeps_the_release(repository
     text = (repository / ".github" / "workflows" / "release.yml").read_text()
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     assert "\t" not in text
-    assert "@" not in re.sub(r"actions/[a-z-]+@v\d+", "", text)
+    assert "@" not in re.sub(r"actions/[a-z-]+@v\d+|\] @ git\+", "", text)
     in_block = None
     for line in lines:
         indent = len(line) - len(line.lstrip())
@@ -174,7 +218,7 @@ def test_the_workflow_is_plain_yaml_that_builds_and_keeps_the_release(repository
         assert re.fullmatch(r"\s*(- )?[\w-]+:( .+)?", line), line
     for needed in ("actions/checkout@", 'python-version: "3.11"', "actions/cache@", "actions/upload-artifact@"):
         assert needed in text
-    assert 'TOOLCHAIN: "toolchain[build]==' in text
+    assert re.search(r'^  TOOLCHAIN: "(FILL_IN|toolchain\[build\] @ git\+.*)"$', text, re.MULTILINE)
     assert "run: toolchain build recipe.toml --output artifacts" in text
     assert "path: artifacts/shapes" in text
 

@@ -8,6 +8,7 @@ import pytest
 from toolchain import doctor
 from toolchain.doctor import LOW_DISK, Disk, all_tools, target_state, version_allowed
 from toolchain.host import CudaDevice, Host
+from toolchain.install import install_command
 from toolchain.target import load_target
 
 
@@ -42,7 +43,7 @@ def test_all_libraries_of_the_build_extra_are_judged_by_their_metadata() -> None
         assert tools[name].ok
         assert tools[name].found == importlib.metadata.version(name)
         assert tools[name].purpose
-        assert tools[name].install == "pip install 'toolchain[build]'"
+        assert tools[name].install == install_command("build")
 
 
 def test_every_program_has_a_command_that_installs_it() -> None:

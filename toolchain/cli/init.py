@@ -18,9 +18,7 @@ from toolchain.scaffold_write import write_scaffold
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    default=Path("recipe.toml"),
-    show_default=True,
-    help="The recipe's file.",
+    help="The recipe's file.  [default: recipe.toml, or NAME.toml where that is another model's]",
 )
 @click.option("--force", is_flag=True, help="Replace existing files.")
 @click.option(
@@ -31,10 +29,13 @@ from toolchain.scaffold_write import write_scaffold
     help="Write nothing: print the files that the recipe's release depends on, as make variables (release.mk uses it).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(model: str | None, name: str | None, output: Path, force: bool, recipe: Path | None, as_json: bool) -> None:
+def command(
+    model: str | None, name: str | None, output: Path | None, force: bool, recipe: Path | None, as_json: bool
+) -> None:
     """Write a recipe, release.mk and a CI workflow for the model that FUNCTION of MODEL.py returns.
 
-    The file is parsed, not run.  Nothing is replaced without --force.
+    The file is parsed, not run.  Nothing is replaced without --force: a second
+    model of a repository has its own files, named after it.
     """
     if (model is None) == (recipe is None):
         raise click.UsageError("give either MODEL.py:FUNCTION or --dependencies RECIPE")
@@ -42,7 +43,7 @@ def command(model: str | None, name: str | None, output: Path, force: bool, reci
         assert recipe is not None
         _print_dependencies(recipe, as_json)
         return
-    scaffold = plan_scaffold(model, output, name)
+    scaffold = plan_scaffold(model, output, name, force)
     write_scaffold(scaffold, force)
     if as_json:
         click.echo(json.dumps(_to_json(scaffold), indent=2))
@@ -65,6 +66,8 @@ def _print_dependencies(path: Path, as_json: bool) -> None:
 def _print(scaffold: Scaffold) -> None:
     for path in scaffold.files:
         click.echo(f"wrote {os.path.relpath(path)}")
+    for path in scaffold.extended:
+        click.echo(f"extended {os.path.relpath(path)}: artifacts/ is not for git")
     for note in scaffold.notes:
         click.echo(f"  {note}")
     recipe = os.path.relpath(scaffold.recipe)
@@ -73,7 +76,7 @@ def _print(scaffold: Scaffold) -> None:
         click.echo(f"next: replace {PLACEHOLDER} in {recipe} (line {lines}), then run: toolchain build {recipe}")
     else:
         click.echo(f"next: check {recipe}, then run: toolchain build {recipe}")
-    fragment = os.path.relpath(scaffold.recipe.parent / "release.mk")
+    fragment = os.path.relpath(scaffold.fragment)
     click.echo(f"for `make release`, add to your Makefile: include {fragment}")
 
 
@@ -82,6 +85,7 @@ def _to_json(scaffold: Scaffold) -> dict[str, object]:
         "name": scaffold.name,
         "recipe": str(scaffold.recipe),
         "written": [str(path) for path in scaffold.files],
+        "extended": [str(path) for path in scaffold.extended],
         "placeholder_lines": list(scaffold.placeholders),
         "notes": list(scaffold.notes),
     }

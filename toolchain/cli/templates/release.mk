@@ -1,43 +1,43 @@
-# Builds the release of @NAME@.  Written by `toolchain init`; use it by `include release.mk` in a Makefile.
+# Builds the release of @NAME@.  Written by `toolchain init`; use it by `include @FRAGMENT@` in a Makefile.
 #
-#   make release    builds when the recipe, the checkpoint, a Python file that the recipe names, or a file of this
-#                   repository that one of them imports, is newer than the release
+# `make @GOAL@` builds when the recipe, the checkpoint, a Python file that the recipe names, or a file of this
+# repository that one of them imports, is newer than the release.
 #
 # `toolchain build` looks closer: it compares contents, follows what the code really reads, and runs only the
-# stages that the change concerns.  `make -B release` asks it in any case.
+# stages that the change concerns.  `make -B @GOAL@` asks it in any case.
 
 TOOLCHAIN ?= toolchain
-RELEASE_FOLDER := $(dir $(lastword $(MAKEFILE_LIST)))
-RELEASE_RECIPE := $(RELEASE_FOLDER)@RECIPE@
-RELEASE_ARTIFACTS ?= $(RELEASE_FOLDER)artifacts
-# Files that the data functions read: make cannot see those, so name them, e.g. RELEASE_DATA := data/test.csv
-RELEASE_DATA ?=
+@P@_FOLDER := $(dir $(lastword $(MAKEFILE_LIST)))
+@P@_RECIPE := $(@P@_FOLDER)@RECIPE@
+@P@_ARTIFACTS ?= $(@P@_FOLDER)artifacts
+# Files that the data functions read: make cannot see those, so name them, e.g. @P@_DATA := data/test.csv
+@P@_DATA ?=
 
 # The list of source files is itself made by make, and made again when one of them changes.
-RELEASE_DEPENDENCIES := $(RELEASE_ARTIFACTS)/.@NAME@.d
+@P@_DEPENDENCIES := $(@P@_ARTIFACTS)/.@NAME@.d
 RELEASE_SOURCES :=
--include $(RELEASE_DEPENDENCIES)
+-include $(@P@_DEPENDENCIES)
 
-.PHONY: release
+@ALSO@.PHONY: @GOAL@
 ifneq ($(RELEASE_SOURCES),)
-RELEASE_INDEX := $(RELEASE_ARTIFACTS)/$(RELEASE_NAME)/$(RELEASE_VERSION)/index.json
+@P@_INDEX := $(@P@_ARTIFACTS)/$(RELEASE_NAME)/$(RELEASE_VERSION)/index.json
 
-release: $(RELEASE_INDEX)
+@GOAL@: $(@P@_INDEX)
 
-$(RELEASE_INDEX): $(RELEASE_SOURCES) $(RELEASE_DATA)
-	$(TOOLCHAIN) build $(RELEASE_RECIPE) --output $(RELEASE_ARTIFACTS)
+$(@P@_INDEX): $(RELEASE_SOURCES) $(@P@_DATA)
+	$(TOOLCHAIN) build $(@P@_RECIPE) --output $(@P@_ARTIFACTS)
 	@touch $@
 
 # A source that has been deleted makes the list anew, not an error.
 $(RELEASE_SOURCES):
 else
-release:
-	@echo "release: the sources could not be listed, for the reason above" >&2; exit 1
+@GOAL@:
+	@echo "@GOAL@: the sources could not be listed, for the reason above" >&2; exit 1
 endif
 
 # make starts anew once the list is made; once is enough, even if a source's time lies in the future.
 ifeq ($(MAKE_RESTARTS),)
-$(RELEASE_DEPENDENCIES): $(RELEASE_RECIPE) $(RELEASE_SOURCES)
+$(@P@_DEPENDENCIES): $(@P@_RECIPE) $(RELEASE_SOURCES)
 	@mkdir -p $(@D)
-	@$(TOOLCHAIN) init --dependencies $(RELEASE_RECIPE) > $@.new && mv $@.new $@
+	@$(TOOLCHAIN) init --dependencies $(@P@_RECIPE) > $@.new && mv $@.new $@
 endif
