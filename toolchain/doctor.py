@@ -160,6 +160,8 @@ def target_state(profile: TargetProfile, host: Host) -> TargetState:
     if not tvm:
         tvm += _linker_problem(profile)
     run = incompatibilities(profile.requirements(), host)
+    if not any(map(_version, ("onnxruntime", "onnxruntime-gpu", "apache-tvm"))):
+        run.append(f"no runtime is installed: {install_command('onnxruntime')}, or the extra 'tvm'")
     return TargetState(profile.name, tuple(common), tuple(tvm), tuple(run), tuple(measure_problems(profile, run)))
 
 

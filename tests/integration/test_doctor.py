@@ -68,6 +68,10 @@ def test_without_the_build_libraries_it_asks_for_the_extra(tmp_path: Path) -> No
     assert {"torch", "onnx", "onnxruntime", "apache-tvm"} <= set(facts["missing"])
     assert facts["install"][0] == f"pip install -e '{root}[build]'"
     assert facts["targets"][0]["onnxruntime"]
+    assert all("no runtime is installed" in " ".join(target["run"] + target["measure"]) for target in facts["targets"])
+    text = subprocess.run(command[:-1], capture_output=True, text=True, timeout=60, check=False).stdout
+    assert text.count("torch: not installed") == 1
+    assert "  every target: build: torch: not installed" in text
 
 
 def test_it_imports_nothing_heavy() -> None:

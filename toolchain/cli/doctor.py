@@ -19,7 +19,8 @@ from toolchain.errors import ExitCode, ToolchainError
 def command(folder: Path | None, as_json: bool) -> None:
     """Say what this machine can build, run and measure for each shipped target, and what to install for the rest.
 
-    Ends with exit code 40 when something is missing to build for this machine.
+    Ends with exit code 40 when something is missing to build for this machine, even if bundles run here:
+    a machine that only runs them needs one runtime, see the column 'run here'.
     """
     found = examine(folder or default_folder())
     click.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join(_lines(found)))
@@ -40,9 +41,14 @@ def _lines(found: Diagnosis) -> Iterator[str]:
     yield from ("", "targets")
     heads = ("", "build: onnxruntime", "build: tvm", "run here", "measure here")
     yield from _table([heads, *(_target(state) for state in found.targets)])
-    reasons = dict.fromkeys(reason for state in found.targets for reason in _reasons(state))
+    reasons: dict[str, list[str]] = {}
+    for state in found.targets:
+        for reason in _reasons(state):
+            reasons.setdefault(reason, []).append(state.name)
     if reasons:
-        yield from ("", "why not", *(f"  {reason}" for reason in reasons))
+        yield from ("", "why not")
+        for reason, names in reasons.items():
+            yield f"  {'every target' if len(names) == len(found.targets) else ', '.join(names)}: {reason}"
     if found.installs:
         yield from ("", "commands that install the rest", *(f"  {line}" for line in found.installs))
     yield ""
@@ -74,9 +80,9 @@ def _reasons(state: TargetState) -> Iterator[str]:
     # Neither backend without the common libraries; no measurement where it cannot run.
     build = state.tvm or state.onnxruntime
     for reason in build:
-        yield f"{state.name}: build: {reason}"
+        yield f"build: {reason}"
     for reason in dict.fromkeys((*state.run, *state.measure)):
-        yield f"{state.name}: {'run' if reason in state.run else 'measure'}: {reason}"
+        yield f"{'run' if reason in state.run else 'measure'}: {reason}"
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
