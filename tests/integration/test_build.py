@@ -143,7 +143,7 @@ def test_a_missing_compiler_is_reported_and_the_other_engine_is_shipped(copy: Sh
     [
         ("model.py:build", "modle.py:build", 10, "modle.py"),
         ("model.py:build", "model.py:biuld", 10, "build"),
-        ('"x86-64-v3"', '"x86-64-v5"', 10, "x86-64-v4"),
+        ('"x86-64-v3"', '"x86-64-v5"', 11, "x86-64-v4"),
         ("schema = 1", "schema = 2", 10, "schema"),
     ],
 )
