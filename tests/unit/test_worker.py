@@ -18,6 +18,7 @@ import pytest
 from helpers.processes import descendants, read_pids, running, wait_until
 
 from toolchain.errors import ExitCode, ToolchainError
+from toolchain.install import install_command
 from toolchain.worker import ChildEnd, WorkerPool
 
 Call = Callable[..., ChildEnd]
@@ -296,5 +297,5 @@ def test_a_group_with_a_library_missing_says_which_and_what_to_install(
     with WorkerPool() as pool, pytest.raises(ToolchainError) as caught:
         caller(pool, tmp_path)("echo")
     assert caught.value.what == "the 'onnx' worker did not start: ModuleNotFoundError: No module named 'numpy'"
-    assert caught.value.hint == "pip install 'toolchain[build]'"
+    assert caught.value.hint == install_command("build")
     assert caught.value.code is ExitCode.MISSING_TOOL
