@@ -7,6 +7,7 @@ multiplied with ``vectors`` vectors of weights.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,7 @@ def conv2d(data: Any, weights: Any, conv: Conv2d, channels: int, rows: int, tile
     per_group = channels // conv.groups
     ic, ii = te.reduce_axis((0, blocks), "ic"), te.reduce_axis((0, block), "ii")
     ky, kx = te.reduce_axis((0, kh), "ky"), te.reduce_axis((0, kw), "kx")
-    covered = _static(out_w) and int(out_w) % tile.rows == 0
+    column_of = columns_of(padded, data, out_w, tile.rows)
 
     def read(b: Any, o: Any, y: Any, x: Any) -> Any:
         first = ic if conv.groups == 1 else o // per_group * blocks + ic
@@ -100,47 +101,80 @@ def conv2d(data: Any, weights: Any, conv: Conv2d, channels: int, rows: int, tile
         return padded[b, first, row, column] if plain else padded[b, first, row, column, ii]
 
     def product(b: Any, o: Any, y: Any, outer: Any, inner: Any, lane: Any) -> Any:
-        x = outer * tile.rows + inner
-        if not covered and padded.same_as(data):
-            x = te.min(x, out_w - 1)
         weight = weights[o // tile.vectors, ic, ky, kx, ii, o % tile.vectors, lane]
-        return te.sum(read(b, o, y, x) * weight, axis=[ic, ky, kx, ii])
+        return te.sum(read(b, o, y, column_of(outer, inner)) * weight, axis=[ic, ky, kx, ii])
 
     marks = {RULE: "conv", ROWS: rows, COLUMNS: tile.rows, VECTORS: tile.vectors}
     tiles = ceil_div(channels, tile.vectors) * tile.vectors
-    shape = (n, tiles, out_h, (out_w - 1) // tile.rows + 1, tile.rows, lanes)
-    acc = te.compute(shape, product, name="acc", attrs=marks)
-    return te.compute(
-        (n, channels, out_h, out_w, lanes),
-        lambda b, o, y, x, lane: acc[b, o, y, x // tile.rows, x % tile.rows, lane],
-        name="gather",
-    )
+    return in_tiles(product, (n, tiles, out_h, out_w, lanes), channels, tile.rows, marks)
 
 
-def depthwise2d(data: Any, weights: Any, conv: Conv2d, columns: int) -> Any:
-    """One filter a channel: data (n, c/v, h, w, v), weights (c/v, kh, kw, v)."""
+def depthwise2d(
+    data: Any, weights: Any, conv: Conv2d, columns: int, fill: float | int = 0.0, sums: str | None = None
+) -> Any:
+    """One filter a channel: data (n, c/v, h, w, v), weights (c/v, kh, kw, v).
+
+    Args:
+        data: as above.
+        weights: as above.
+        conv: sizes.
+        columns: of a tile.
+        fill: the value of padding.
+        sums: dtype of products and sums, if not that of the data.
+    """
     from tvm import te
 
     blocks, kh, kw, lanes = (int(s) for s in weights.shape)
     n, h, w = data.shape[0], data.shape[2], data.shape[3]
     out_h, out_w = conv.output(h, w, (kh, kw))
-    padded = padded_image(data, conv, (kh, kw), out_w, columns)
+    padded = padded_image(data, conv, (kh, kw), out_w, columns, fill)
     ky, kx = te.reduce_axis((0, kh), "ky"), te.reduce_axis((0, kw), "kx")
-    covered = _static(out_w) and int(out_w) % columns == 0
+    column_of = columns_of(padded, data, out_w, columns)
 
     def product(b: Any, c: Any, y: Any, outer: Any, inner: Any, lane: Any) -> Any:
-        x = outer * columns + inner
-        if not covered and padded.same_as(data):
-            x = te.min(x, out_w - 1)
+        x = column_of(outer, inner)
         row, column = y * conv.strides[0] + ky * conv.dilation[0], x * conv.strides[1] + kx * conv.dilation[1]
-        return te.sum(padded[b, c, row, column, lane] * weights[c, ky, kx, lane], axis=[ky, kx])
+        value, weight = padded[b, c, row, column, lane], weights[c, ky, kx, lane]
+        if sums is not None:
+            value, weight = value.astype(sums), weight.astype(sums)
+        return te.sum(value * weight, axis=[ky, kx])
 
     marks = {RULE: "depthwise", ROWS: 1, COLUMNS: columns, VECTORS: 1}
-    shape = (n, blocks, out_h, (out_w - 1) // columns + 1, columns, lanes)
-    acc = te.compute(shape, product, name="acc", attrs=marks)
+    return in_tiles(product, (n, blocks, out_h, out_w, lanes), blocks, columns, marks)
+
+
+def columns_of(padded: Any, data: Any, out_w: Any, columns: int) -> Callable[[Any, Any], Any]:
+    """From a tile and a place in it to a column; beyond the last, unless the padding has it, to the last again."""
+    from tvm import te
+
+    clamped = padded.same_as(data) and not (_static(out_w) and int(out_w) % columns == 0)
+
+    def column_of(outer: Any, inner: Any) -> Any:
+        x = outer * columns + inner
+        return te.min(x, out_w - 1) if clamped else x
+
+    return column_of
+
+
+def in_tiles(
+    product: Callable[..., Any], shape: tuple[Any, ...], channels: int, columns: int, marks: dict[str, Any]
+) -> Any:
+    """``product`` over whole tiles of columns, and behind it its values in blocked layout.
+
+    Args:
+        product: of (image, block of channels, row, tile, place in it, lane).
+        shape: (n, blocks of channels computed, height, width, lanes).
+        channels: blocks of channels kept.
+        columns: of a tile.
+        marks: annotations of the block that computes.
+    """
+    from tvm import te
+
+    n, blocks, height, width, lanes = shape
+    acc = te.compute((n, blocks, height, (width - 1) // columns + 1, columns, lanes), product, name="acc", attrs=marks)
     return te.compute(
-        (n, blocks, out_h, out_w, lanes),
-        lambda b, c, y, x, lane: acc[b, c, y, x // columns, x % columns, lane],
+        (n, channels, height, width, lanes),
+        lambda b, o, y, x, lane: acc[b, o, y, x // columns, x % columns, lane],
         name="gather",
     )
 

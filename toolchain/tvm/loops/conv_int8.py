@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from toolchain.tvm.intrinsics import FITS, SATURATES
 from toolchain.tvm.loops import COLUMNS, ROWS, RULE, VECTORS
-from toolchain.tvm.loops.conv import Conv2d, padded_image
+from toolchain.tvm.loops import conv as float_conv
+from toolchain.tvm.loops.conv import Conv2d, columns_of, in_tiles, padded_image
 from toolchain.tvm.tiles import Tile, ceil_div
 
 if TYPE_CHECKING:
@@ -83,12 +84,10 @@ def conv2d_int8(data: Any, weights: Any, conv: Conv2d, channels: int, marks: Con
     per_group = channels // conv.groups
     ic, part, k = (te.reduce_axis((0, e), name) for e, name in ((blocks, "ic"), (parts, "part"), (quad, "k")))
     ky, kx = te.reduce_axis((0, kh), "ky"), te.reduce_axis((0, kw), "kx")
-    covered = (isinstance(out_w, int) or hasattr(out_w, "value")) and int(out_w) % tile.rows == 0
+    column_of = columns_of(padded, data, out_w, tile.rows)
 
     def product(b: Any, o: Any, y: Any, outer: Any, inner: Any, lane: Any) -> Any:
-        x = outer * tile.rows + inner
-        if not covered and padded.same_as(data):
-            x = te.min(x, out_w - 1)
+        x = column_of(outer, inner)
         first = ic if conv.groups == 1 else o // per_group * blocks + ic
         row, column = y * conv.strides[0] + ky * conv.dilation[0], x * conv.strides[1] + kx * conv.dilation[1]
         value = padded[b, first, row, column, part * quad + k]
@@ -97,13 +96,7 @@ def conv2d_int8(data: Any, weights: Any, conv: Conv2d, channels: int, marks: Con
 
     attrs = {RULE: "conv_int8", ROWS: marks.rows, COLUMNS: tile.rows, VECTORS: tile.vectors, PAIRS: marks.pairs}
     tiles = ceil_div(channels, tile.vectors) * tile.vectors
-    shape = (n, tiles, out_h, (out_w - 1) // tile.rows + 1, tile.rows, lanes)
-    acc = te.compute(shape, product, name="acc", attrs=attrs)
-    return te.compute(
-        (n, channels, out_h, out_w, lanes),
-        lambda b, o, y, x, lane: acc[b, o, y, x // tile.rows, x % tile.rows, lane],
-        name="gather",
-    )
+    return in_tiles(product, (n, tiles, out_h, out_w, lanes), channels, tile.rows, attrs)
 
 
 def pack_depthwise(weights: np.ndarray, lanes: int) -> np.ndarray:
@@ -113,36 +106,9 @@ def pack_depthwise(weights: np.ndarray, lanes: int) -> np.ndarray:
     """
     import numpy as np
 
-    channels, _, kh, kw = weights.shape
-    padded = np.zeros((ceil_div(channels, lanes) * lanes, kh, kw), np.int16)
-    padded[:channels] = weights[:, 0]
-    return np.ascontiguousarray(padded.reshape(-1, lanes, kh, kw).transpose(0, 2, 3, 1))
+    return float_conv.pack_depthwise(weights.astype(np.int16), lanes)
 
 
-def depthwise2d_int8(data: Any, weights: Any, conv: Conv2d, columns: int, padding: int) -> Any:
+def depthwise2d_int8(data: Any, weights: Any, sizes: Conv2d, columns: int, padding: int) -> Any:
     """One filter a channel: data (n, c/v, h, w, v), weights int16 (c/v, kh, kw, v)."""
-    from tvm import te
-
-    blocks, kh, kw, lanes = (int(s) for s in weights.shape)
-    n, h, w = data.shape[0], data.shape[2], data.shape[3]
-    out_h, out_w = conv.output(h, w, (kh, kw))
-    padded = padded_image(data, conv, (kh, kw), out_w, columns, padding)
-    ky, kx = te.reduce_axis((0, kh), "ky"), te.reduce_axis((0, kw), "kx")
-    covered = (isinstance(out_w, int) or hasattr(out_w, "value")) and int(out_w) % columns == 0
-
-    def product(b: Any, c: Any, y: Any, outer: Any, inner: Any, lane: Any) -> Any:
-        x = outer * columns + inner
-        if not covered and padded.same_as(data):
-            x = te.min(x, out_w - 1)
-        row, column = y * conv.strides[0] + ky * conv.dilation[0], x * conv.strides[1] + kx * conv.dilation[1]
-        value = padded[b, c, row, column, lane].astype("int32")
-        return te.sum(value * weights[c, ky, kx, lane].astype("int32"), axis=[ky, kx])
-
-    attrs = {RULE: "depthwise", ROWS: 1, COLUMNS: columns, VECTORS: 1}
-    shape = (n, blocks, out_h, (out_w - 1) // columns + 1, columns, lanes)
-    acc = te.compute(shape, product, name="acc", attrs=attrs)
-    return te.compute(
-        (n, blocks, out_h, out_w, lanes),
-        lambda b, c, y, x, lane: acc[b, c, y, x // columns, x % columns, lane],
-        name="gather",
-    )
+    return float_conv.depthwise2d(data, weights, sizes, columns, padding, "int32")

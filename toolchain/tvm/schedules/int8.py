@@ -5,33 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from toolchain.tvm.intrinsics import DOT, QUAD
-from toolchain.tvm.loops import COLUMNS, ROWS, VECTORS
 from toolchain.tvm.loops.conv_int8 import PAIRS
 from toolchain.tvm.machine import Machine
 from toolchain.tvm.schedules.common import (
-    DoesNotFitError,
-    blocks_of,
     extent,
     mark_of,
-    name_of,
     parallel,
     products_of,
-    split_epilogue,
     work_of,
 )
-from toolchain.tvm.schedules.tiled import anchor_of, unroll_tile
+from toolchain.tvm.schedules.tiled import ROWS_AT_RUN_TIME, open_product, pads_of, unroll_tile
 
 
 def convolution(schedule: Any, machine: Machine) -> None:
     """Rule ``conv_int8``: loops (ic, ky, kx, part) around (rows, columns, vectors), lanes and four values inside."""
-    anchor = anchor_of(schedule, "conv_int8")
-    rows, columns, vectors = (int(mark_of(schedule, anchor, key)) for key in (ROWS, COLUMNS, VECTORS))
-    final = split_epilogue(schedule, anchor)
-    loops = schedule.get_loops(final)
-    if len(loops) != 5:
-        raise DoesNotFitError
+    anchor, final, (rows, columns, vectors) = open_product(schedule, "conv_int8", 5)
     work = products_of(schedule, anchor) // 2
-    b, o, y, x, lane = loops
+    b, o, y, x, lane = schedule.get_loops(final)
     o_outer, o_inner = schedule.split(o, [None, vectors])
     y_outer, y_inner = schedule.split(y, [None, rows])
     x_outer, x_inner = schedule.split(x, [None, columns])
@@ -41,9 +31,8 @@ def convolution(schedule: Any, machine: Machine) -> None:
     _, o_c, y_c, _, x_c, lane_c, *reduces, k = schedule.get_loops(anchor)[len(outer) :]
     schedule.reorder(*reduces, y_c, x_c, o_c, lane_c, k)
     unroll_tile(schedule, inner)
-    for block in blocks_of(schedule):
-        if name_of(schedule, block).startswith("pad"):
-            pad_rows(schedule, block)
+    for pad in pads_of(schedule):
+        pad_rows(schedule, pad)
     parallel(schedule, outer[:-1], work)
     _finish(schedule, anchor, reduces[0], [y_c, x_c, o_c, lane_c, k])
 
@@ -59,14 +48,9 @@ def pad_rows(schedule: Any, block: Any) -> None:
 
 def dense(schedule: Any, machine: Machine) -> None:
     """Rule ``dense_int8``: columns outside, so that a tile's weights stay in cache for all rows."""
-    anchor = anchor_of(schedule, "dense_int8")
-    rows, vectors = (int(mark_of(schedule, anchor, key)) for key in (COLUMNS, VECTORS))
-    final = split_epilogue(schedule, anchor)
-    loops = schedule.get_loops(final)
-    if len(loops) != 2:
-        raise DoesNotFitError
-    m, n = loops
-    work = products_of(schedule, anchor, max(1, 32 // rows)) // 2
+    anchor, final, (_, rows, vectors) = open_product(schedule, "dense_int8", 2)
+    m, n = schedule.get_loops(final)
+    work = products_of(schedule, anchor, max(1, ROWS_AT_RUN_TIME // rows)) // 2
     width = extent(schedule, schedule.get_loops(anchor)[3])
     n_outer, n_inner, lane = schedule.split(n, [None, vectors, width])
     m_outer, m_inner = schedule.split(m, [None, rows])

@@ -28,7 +28,7 @@ from toolchain.tvm.schedules.common import (
     work_of,
 )
 
-_ROWS_AT_RUN_TIME = 32
+ROWS_AT_RUN_TIME = 32
 """What rows known only at run time count as: a sequence, mostly."""
 
 
@@ -45,9 +45,18 @@ def anchor_of(schedule: Any, rule: str) -> Any:
     return found[0]
 
 
-def _marks(schedule: Any, block: Any) -> tuple[int, int, int]:
-    rows, columns, vectors = (int(mark_of(schedule, block, key)) for key in (ROWS, COLUMNS, VECTORS))
-    return rows, columns, vectors
+def open_product(schedule: Any, rule: str, axes: int) -> tuple[Any, Any, tuple[int, int, int]]:
+    """The block marked with ``rule``, the one behind it with all that was fused, and (rows, columns, vectors).
+
+    Raises:
+        DoesNotFitError: no such block, or what is behind it has not ``axes`` loops.
+    """
+    anchor = anchor_of(schedule, rule)
+    rows, columns, vectors = (int(mark_of(schedule, anchor, key)) for key in (ROWS, COLUMNS, VECTORS))
+    final = split_epilogue(schedule, anchor)
+    if len(schedule.get_loops(final)) != axes:
+        raise DoesNotFitError
+    return anchor, final, (rows, columns, vectors)
 
 
 def unroll_tile(schedule: Any, loops: list[Any]) -> None:
@@ -59,12 +68,8 @@ def unroll_tile(schedule: Any, loops: list[Any]) -> None:
 
 def convolution(schedule: Any, machine: Machine) -> None:
     """Rule ``conv``: loops (ic, ky, kx, ii) around (rows, columns, vectors, lanes)."""
-    anchor = anchor_of(schedule, "conv")
-    rows, columns, vectors = _marks(schedule, anchor)
-    final = split_epilogue(schedule, anchor)
+    anchor, final, (rows, columns, vectors) = open_product(schedule, "conv", 5)
     loops = schedule.get_loops(final)
-    if len(loops) != 5:
-        raise DoesNotFitError
     copy = settle(schedule, anchor, final) if is_heavy(schedule, final) else None
     work = products_of(schedule, anchor)
     b, o, y, x, lane = loops
@@ -84,7 +89,7 @@ def convolution(schedule: Any, machine: Machine) -> None:
     _, o_c, y_c, _, x_c, lane_c, *reduces = tile
     schedule.reorder(*reduces, y_c, x_c, o_c, lane_c)
     unroll_tile(schedule, [y_c, x_c, o_c, lane_c])
-    for pad in _pads(schedule):
+    for pad in pads_of(schedule):
         if len(schedule.get_loops(pad)) == 4:
             _pad_plain(schedule, pad, machine)
         else:
@@ -114,12 +119,8 @@ def _is_broadcast(schedule: Any, anchor: Any, y: Any, x: Any) -> bool:
 
 def depthwise(schedule: Any, machine: Machine) -> None:
     """Rule ``depthwise``: the filter unrolled over a row of columns, so that neighbours share loads."""
-    anchor = anchor_of(schedule, "depthwise")
-    _, columns, _ = _marks(schedule, anchor)
-    final = split_epilogue(schedule, anchor)
+    anchor, final, (_, columns, _) = open_product(schedule, "depthwise", 5)
     loops = schedule.get_loops(final)
-    if len(loops) != 5:
-        raise DoesNotFitError
     b, c, _, x, lane = loops
     # A depthwise filter reads as much as it multiplies.
     work = work_of(schedule, loops, 1)
@@ -131,7 +132,7 @@ def depthwise(schedule: Any, machine: Machine) -> None:
     schedule.unroll(kx)
     unroll_tile(schedule, [x_c, lane_c])
     unroll_tile(schedule, [x_inner, lane])
-    for pad in _pads(schedule):
+    for pad in pads_of(schedule):
         schedule.compute_at(pad, c, preserve_unit_loops=True)
         schedule.vectorize(schedule.get_loops(pad)[-1])
     parallel(schedule, [b, c], work)
@@ -140,15 +141,11 @@ def depthwise(schedule: Any, machine: Machine) -> None:
 
 def dense(schedule: Any, machine: Machine) -> None:
     """Rule ``dense``: columns outside, so that a tile's weights stay in cache for all rows."""
-    anchor = anchor_of(schedule, "dense")
-    _, rows, vectors = _marks(schedule, anchor)
-    final = split_epilogue(schedule, anchor)
+    anchor, final, (_, rows, vectors) = open_product(schedule, "dense", 2)
     loops = schedule.get_loops(final)
-    if len(loops) != 2:
-        raise DoesNotFitError
     copy = settle(schedule, anchor, final) if is_heavy(schedule, final) else None
     m, n = loops
-    work = products_of(schedule, anchor, max(1, _ROWS_AT_RUN_TIME // rows))
+    work = products_of(schedule, anchor, max(1, ROWS_AT_RUN_TIME // rows))
     width = int(schedule.get(schedule.get_loops(anchor)[3]).extent)
     n_outer, n_inner, lane = schedule.split(n, [None, vectors, width])
     m_outer, m_inner = schedule.split(m, [None, rows])
@@ -162,7 +159,8 @@ def dense(schedule: Any, machine: Machine) -> None:
     schedule.decompose_reduction(anchor, k)
 
 
-def _pads(schedule: Any) -> list[Any]:
+def pads_of(schedule: Any) -> list[Any]:
+    """The blocks that pad images."""
     return [block for block in blocks_of(schedule) if name_of(schedule, block).startswith("pad")]
 
 
