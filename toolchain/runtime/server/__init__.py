@@ -1,0 +1,1 @@
+"""The server runtime: bundles behind the Open Inference Protocol, over REST and gRPC."""
