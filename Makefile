@@ -1,11 +1,11 @@
 # Everything a person types here is one of: make demo, make test, make lint, make bench-build, make bench-cpu,
-# make conformance.
+# make conformance, make emulator.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat requirements/all.txt pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
 
-.PHONY: demo test lint bench-build bench-cpu conformance clean help
+.PHONY: demo test lint bench-build bench-cpu conformance emulator clean help
 
 help:
 	@echo "make demo         set up, build the digits recipe for all its targets and run one bundle"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint         the quick checks only"
 	@echo "make bench-build  print the build-time figures of the README"
 	@echo "make conformance  print how many of the official ONNX tests pass through TVM, and why others don't"
+	@echo "make emulator     fetch what tests run code of other CPUs on (make test does so too, at its first use)"
 	@echo "make bench-cpu    compare our CPU engines with ONNX Runtime, OpenVINO and PyTorch (an hour or so)"
 
 demo: $(STAMP)
@@ -37,6 +38,9 @@ conformance: $(STAMP)
 bench-cpu: $(STAMP)
 	-$(BIN)/python -m pip install --quiet --no-deps -r requirements/bench.txt
 	$(BIN)/python benchmarks/bench_cpu.py --peak $(BENCH_ARGS)
+
+emulator: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m helpers.emulated
 
 $(STAMP): requirements/all.txt pyproject.toml
 	@PYTHON=$(PYTHON) sh .ci/setup $(VENV)
