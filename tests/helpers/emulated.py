@@ -159,7 +159,12 @@ class EmulatedMachine:
         return folder
 
     def _qemu(self) -> list[str | Path]:
-        return [qemu_folder() / f"qemu-{self.arch}", "-cpu", self.cpu]
+        program = qemu_folder() / f"qemu-{self.arch}"
+        if not program.exists():
+            raise EmulatorError(
+                f"the QEMU in {program.parent} has no {program.name}; remove the folder to fetch it anew"
+            )
+        return [program, "-cpu", self.cpu]
 
     def _cpuinfo(self, root: Path) -> str:
         command, env = _python_call(root, ["-c", _READ_HWCAPS], (), {})

