@@ -72,8 +72,22 @@ def load(reference: str | Path, target: str | None = None, threads: int = 0, hos
             machine or the installed runtime does not suit; MISSING_TOOL, the runtime is not installed;
             DAMAGED_BUNDLE, a digest does not match.
     """
+    bundle, folder = place(_reference(str(reference), target), host)
+    try:
+        return Model(bundle, open_engine(folder, threads, bundle.manifest.runtime.provider or CPU_PROVIDER), folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def place(reference: str, host: Host | None = None) -> tuple[BundleRef, Path]:
+    """A bundle that was checked as :func:`load` does, and a temporary folder of its files; the caller removes it.
+
+    Raises:
+        ToolchainError: as :func:`load`.
+    """
     machine = host or detect_host()
-    bundle = resolve(_reference(str(reference), target), machine)
+    bundle = resolve(reference, machine)
     problems = incompatibilities(bundle.manifest.requirements, machine)
     if problems:
         raise ToolchainError(
@@ -86,10 +100,10 @@ def load(reference: str | Path, target: str | None = None, threads: int = 0, hos
     folder = Path(tempfile.mkdtemp(prefix="toolchain-bundle-"))
     try:
         bundle.link_into(folder)
-        return Model(bundle, open_engine(folder, threads, bundle.manifest.runtime.provider or CPU_PROVIDER), folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    return bundle, folder
 
 
 def _reference(reference: str, target: str | None) -> str:

@@ -1,0 +1,122 @@
+"""Structured logs, a line of JSON each on standard error, and optional OpenTelemetry traces."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from contextlib import AbstractContextManager
+from typing import Any
+
+from toolchain.errors import ExitCode, ToolchainError
+from toolchain.runtime.server.api import InferRequest, ServeError, Status
+
+LOGGER = "toolchain.serve"
+_log = logging.getLogger(LOGGER)
+_SERVERS_FAULT = (Status.INTERNAL, Status.UNAVAILABLE)
+#: Refusals that are the client's fault are logged at most so often a second.
+_REFUSALS_A_SECOND = 10
+
+
+class JsonFormatter(logging.Formatter):
+    """One record as one line: time, level, message and the record's ``facts``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        entry.update(getattr(record, "facts", {}))
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str)
+
+
+def set_up_logs(level: int = logging.INFO) -> None:
+    """Send the server's logs to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    _log.handlers = [handler]
+    _log.setLevel(level)
+    _log.propagate = False
+
+
+class RequestLog:
+    """Logs of single requests: failures that are the server's fault always, others and successes in part.
+
+    Args:
+        success_share: share of the answered requests that are logged.
+        traces: make OpenTelemetry spans.
+    """
+
+    def __init__(self, success_share: float, *, traces: bool = False) -> None:
+        self._share = success_share
+        self._due = 0.0
+        self._second = 0
+        self._refusals = 0
+        self._hidden = 0
+        self.traces = traces
+        self._tracer: Any = None
+        self._propagate: Any = None
+        if traces:
+            self._tracer, self._propagate = _tracer()
+
+    def wants_success(self) -> bool:
+        """Whether the next success is one of those that are logged."""
+        if not self._share:
+            return False
+        self._due += self._share
+        if self._due < 1.0:
+            return False
+        self._due -= 1.0
+        return True
+
+    def answered(self, request: InferRequest, version: str, arrived: int) -> None:
+        _log.info("request answered", extra={"facts": _facts(request, version, arrived)})
+
+    def refused(self, request: InferRequest, version: str, error: ServeError, arrived: int) -> None:
+        facts = _facts(request, version, arrived) | {"status": error.status.value[0], "error": error.message}
+        if error.status in _SERVERS_FAULT:
+            _log.error("request failed", extra={"facts": facts})
+            return
+        second = time.monotonic_ns() // 1_000_000_000
+        if second != self._second:
+            self._second, self._refusals = second, 0
+        self._refusals += 1
+        if self._refusals > _REFUSALS_A_SECOND:
+            self._hidden += 1
+            return
+        if self._hidden:
+            facts["not_logged_before"], self._hidden = self._hidden, 0
+        _log.warning("request refused", extra={"facts": facts})
+
+    def span(self, request: InferRequest) -> AbstractContextManager[Any]:
+        """A span around one inference, under the client's ``traceparent`` where it sent one."""
+        parent = request.parameters.get("traceparent")
+        context = self._propagate.extract({"traceparent": str(parent)}) if parent else None
+        attributes = {"model": request.model, "request.id": request.id}
+        span: AbstractContextManager[Any] = self._tracer.start_as_current_span(
+            "infer", context=context, attributes=attributes
+        )
+        return span
+
+
+def _facts(request: InferRequest, version: str, arrived: int) -> dict[str, Any]:
+    spent = (time.monotonic_ns() - arrived) / 1e6
+    return {"model": request.model, "version": version, "request": request.id, "ms": round(spent, 3)}
+
+
+def _tracer() -> tuple[Any, Any]:
+    try:
+        from opentelemetry import trace
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+    except ImportError:
+        raise ToolchainError(
+            "traces need OpenTelemetry, which is not installed",
+            where="logs.traces",
+            hint="pip install opentelemetry-sdk, or leave traces off",
+            code=ExitCode.MISSING_TOOL,
+        ) from None
+    return trace.get_tracer("toolchain.serve"), TraceContextTextMapPropagator()

@@ -1,0 +1,189 @@
+"""The models of a server: where they come from, which versions are loaded, and how they come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from toolchain.errors import ToolchainError, did_you_mean
+from toolchain.runtime.server.api import IndexEntry, ServeError, Status
+from toolchain.runtime.server.settings import ServerSettings
+from toolchain.runtime.server.traffic import Traffic, version_key
+from toolchain.runtime.server.version import ModelVersion, Placed, place_bundle
+
+_log = logging.getLogger("toolchain.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a version comes from, and whether it stays when newer ones come."""
+
+    reference: str
+    pinned: bool
+
+
+class Repository:
+    """All models.  Methods run on the loop's thread; only reading and hashing bundles happens elsewhere."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+        self.models: dict[str, Traffic] = {}
+        #: name -> version -> where it came from, also of what is not loaded at present
+        self._sources: dict[str, dict[str, Source]] = {}
+        #: (name, version) -> what to say of a version that is not loaded
+        self._absent: dict[tuple[str, str], IndexEntry] = {}
+        self._unloaded: set[str] = set()
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def add_all(self, references: Sequence[str]) -> None:
+        """Load every reference, all at once; used at the start.
+
+        Raises:
+            ToolchainError: one of them cannot be loaded; nothing stays loaded then.
+        """
+        placed = await asyncio.gather(*(asyncio.to_thread(place_bundle, r) for r in references))
+        versions = [self._make(one, pinned=True) for one in placed]
+        results = await asyncio.gather(*(version.load() for version in versions), return_exceptions=True)
+        errors = [result for result in results if isinstance(result, BaseException)]
+        if errors:
+            await asyncio.gather(*(version.close() for version in versions if version.ready))
+            raise errors[0]
+        for version in sorted(versions, key=lambda v: version_key(v.version)):
+            self._traffic(version.name).introduce(version)
+        # What is given at the start is all trusted: the latest version of each takes the traffic.
+        for traffic in self.models.values():
+            traffic.settle()
+
+    async def add(self, reference: str, *, pinned: bool = False) -> ModelVersion:
+        """Load one version beside what is there; it takes traffic as the model's settings say.
+
+        Raises:
+            ToolchainError: it cannot be loaded; nothing else has changed.
+        """
+        placed = await asyncio.to_thread(place_bundle, reference)
+        version = self._make(placed, pinned=pinned)
+        key = version.name, version.version
+        self._absent[key] = IndexEntry(*key, version.state)
+        try:
+            await version.load()
+        except ToolchainError as error:
+            self._absent[key] = IndexEntry(*key, version.state, version.reason)
+            raise error
+        self._absent.pop(key, None)
+        self._unloaded.discard(version.name)
+        self._traffic(version.name).introduce(version)
+        return version
+
+    def remove(self, name: str, version: str, reason: str) -> None:
+        """Take one version out of service; what is in flight is answered."""
+        self._sources.get(name, {}).pop(version, None)
+        traffic = self.models.get(name)
+        if traffic is not None and version in traffic.versions:
+            traffic.give_up(traffic.versions[version], reason)
+
+    async def load(self, name: str) -> None:
+        """Load (again) the versions of a model whose sources are known.
+
+        Raises:
+            ServeError: NOT_FOUND, UNAVAILABLE.
+        """
+        sources = self._sources.get(name)
+        if not sources:
+            raise ServeError(Status.NOT_FOUND, self._unknown(name))
+        async with self._lock(name):
+            loaded = self.models[name].versions if name in self.models else {}
+            if all(version in loaded for version in sources):
+                return
+            for source in [sources[version] for version in sorted(sources, key=version_key)]:
+                try:
+                    await self.add(source.reference, pinned=source.pinned)
+                except ToolchainError as error:
+                    raise ServeError(Status.UNAVAILABLE, f"model {name!r} cannot be loaded: {error.what}") from error
+
+    async def unload(self, name: str) -> None:
+        """Take a model out of service and wait until what is in flight is answered.
+
+        Raises:
+            ServeError: NOT_FOUND.
+        """
+        traffic = self.models.get(name)
+        if traffic is None:
+            raise ServeError(Status.NOT_FOUND, self._unknown(name))
+        async with self._lock(name):
+            self._unloaded.add(name)
+            versions = list(traffic.versions.values())
+            for version in versions:
+                traffic.give_up(version, "unloaded")
+            await asyncio.gather(*(version.close() for version in versions))
+
+    def traffic(self, name: str) -> Traffic:
+        """The versions of a model.
+
+        Raises:
+            ServeError: NOT_FOUND.
+        """
+        found = self.models.get(name)
+        if found is None:
+            raise ServeError(Status.NOT_FOUND, self._unknown(name))
+        return found
+
+    def versions(self) -> Iterator[ModelVersion]:
+        """Every loaded version."""
+        for traffic in list(self.models.values()):
+            yield from list(traffic.versions.values())
+
+    def ready(self) -> bool:
+        """Whether every model that was not unloaded on purpose can answer."""
+        return all(
+            traffic.stable is not None and traffic.stable.ready
+            for name, traffic in self.models.items()
+            if name not in self._unloaded
+        )
+
+    def index(self) -> list[IndexEntry]:
+        """Every version that is or was there, and its state."""
+        entries = dict(self._absent)
+        for version in self.versions():
+            key = version.name, version.version
+            entries[key] = IndexEntry(*key, version.state, version.reason)
+        return [entries[key] for key in sorted(entries, key=lambda k: (k[0], version_key(k[1])))]
+
+    def note_broken(self, name: str, version: str, reason: str) -> None:
+        """Say in the index why a version is not there."""
+        self._absent[name, version] = IndexEntry(name, version, "UNAVAILABLE", reason)
+
+    async def close(self) -> None:
+        """Take everything out of service; what is in flight is answered."""
+        await asyncio.gather(*(version.close("the server stops") for version in self.versions()), *self._closing)
+
+    def _make(self, placed: Placed, *, pinned: bool) -> ModelVersion:
+        version = ModelVersion(placed, self.settings.model(placed.manifest.name), pinned=pinned)
+        self._sources.setdefault(version.name, {})[version.version] = Source(placed.reference, pinned)
+        return version
+
+    def _traffic(self, name: str) -> Traffic:
+        if name not in self.models:
+            self.models[name] = Traffic(name, self.settings.model(name), self._retire)
+        return self.models[name]
+
+    def _retire(self, version: ModelVersion, reason: str) -> None:
+        key = version.name, version.version
+        self._absent[key] = IndexEntry(*key, "UNLOADING", reason)
+        task = asyncio.get_running_loop().create_task(self._close_version(version, reason))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def _close_version(self, version: ModelVersion, reason: str) -> None:
+        await version.close(reason)
+        key = version.name, version.version
+        if self._absent.get(key) == IndexEntry(*key, "UNLOADING", reason):
+            self._absent[key] = IndexEntry(*key, "UNAVAILABLE", reason)
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    def _unknown(self, name: str) -> str:
+        return f"there is no model {name!r}{did_you_mean(name, self._sources)}"
