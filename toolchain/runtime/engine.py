@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ENGINE_SCHEMA = 1
 CPU_PROVIDER = "CPUExecutionProvider"
+_REMEMBERED_OUTPUTS = 256
 
 
 class Runner(Protocol):
@@ -42,7 +43,9 @@ class Engine:
         self._opener = opener
         self._sizes = [variant.sizes for variant in info.variants]
         self._runners: list[Runner | None] = [None] * len(info.variants)
+        self._takes_any = self._sizes == [{}]
         self._lock = threading.Lock()
+        self._checked: set[tuple[Any, ...]] = set()
         self._runner(0)
 
     def open_all(self) -> None:
@@ -74,6 +77,10 @@ class Engine:
         return self._run(arrays, sizes)
 
     def _run(self, arrays: Arrays, sizes: Mapping[str, int]) -> Arrays:
+        if self._takes_any:
+            outputs = self._runner(0).run(arrays)
+            self._check_outputs(outputs)
+            return outputs
         choice = choose(self.contract, self._sizes, sizes)
         fixed = self._sizes[choice.variant]
         if choice.split:
@@ -94,6 +101,9 @@ class Engine:
         return cut(self.contract, outputs, sizes, fixed) if filled else outputs
 
     def _runner(self, index: int) -> Runner:
+        opened = self._runners[index]
+        if opened is not None:
+            return opened
         with self._lock:
             runner = self._runners[index]
             if runner is None:
@@ -102,6 +112,9 @@ class Engine:
             return runner
 
     def _check_outputs(self, outputs: Arrays) -> None:
+        key = tuple([(array.dtype, array.shape) for array in outputs.values()])
+        if key in self._checked:
+            return
         for spec in self.contract.outputs:
             got = outputs[spec.name]
             fixed = [(want, size) for want, size in zip(spec.shape, got.shape, strict=False) if isinstance(want, int)]
@@ -111,6 +124,8 @@ class Engine:
                     f"its contract says {spec.dtype}{shape_text(spec.shape)}",
                     self._folder.name,
                 )
+        if len(self._checked) < _REMEMBERED_OUTPUTS:
+            self._checked.add(key)
 
 
 def open_engine(folder: Path, threads: int = 0, provider: str = CPU_PROVIDER, spinning: bool = True) -> Engine:
