@@ -46,11 +46,15 @@ class ServeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Metadata of one input or output: Open Inference Protocol datatype ("FP32") and shape, -1 for any size."""
+    """Metadata of one input or output: Open Inference Protocol datatype ("FP32") and shape, -1 for any size.
+
+    ``labels`` name the positions of an output's last axis, for clients that ask for a classification.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,9 @@
+"""The published protos of the gRPC inference service and of Triton's model configuration, and stubs made from them.
+
+``regenerate`` makes the stubs.  They live in a descriptor pool of their own, so that other packages' stubs of the same
+service (tritonclient's, KServe's) can be imported into the same process.
+"""
+
+from google.protobuf.descriptor_pool import DescriptorPool
+
+POOL = DescriptorPool()
