@@ -35,6 +35,7 @@ class ServingCore:
         self.repository = Repository(settings)
         self._log = RequestLog(settings.logs.success_share, traces=settings.logs.traces)
         self._watching: asyncio.Task[None] | None = None
+        self._started = False
         self._draining = False
 
     async def start(self, references: Sequence[str]) -> None:
@@ -52,6 +53,7 @@ class ServingCore:
             watcher = Watcher(self.repository, folder, self.settings.watch_interval_s)
             await watcher.look()
             self._watching = asyncio.create_task(watcher.run())
+        self._started = True
 
     def stop_accepting(self) -> None:
         """From now on the server says that it is not ready; what comes all the same is still answered."""
@@ -66,11 +68,15 @@ class ServingCore:
                 await self._watching
         await self.repository.close()
 
+    async def kill(self) -> None:
+        """End the workers whatever they are at."""
+        await asyncio.gather(*(version.kill() for version in self.repository.versions()))
+
     def live(self) -> bool:
         return True
 
     def ready(self) -> bool:
-        return not self._draining and self.repository.ready()
+        return self._started and not self._draining and self.repository.ready()
 
     def model_ready(self, name: str, version: str = "") -> bool:
         traffic = self.repository.traffic(name)

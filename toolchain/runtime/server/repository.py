@@ -46,11 +46,15 @@ class Repository:
         """
         placed = await asyncio.gather(*(asyncio.to_thread(place_bundle, r) for r in references))
         versions = [self._make(one, pinned=True) for one in placed]
-        results = await asyncio.gather(*(version.load() for version in versions), return_exceptions=True)
-        errors = [result for result in results if isinstance(result, BaseException)]
-        if errors:
+        loads = [asyncio.ensure_future(version.load()) for version in versions]
+        try:
+            await asyncio.gather(*loads)
+        except BaseException:
+            for load in loads:
+                load.cancel()
+            await asyncio.gather(*loads, return_exceptions=True)
             await asyncio.gather(*(version.close() for version in versions if version.ready))
-            raise errors[0]
+            raise
         for version in sorted(versions, key=lambda v: version_key(v.version)):
             self._traffic(version.name).introduce(version)
         # What is given at the start is all trusted: the latest version of each takes the traffic.

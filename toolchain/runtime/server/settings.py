@@ -58,6 +58,7 @@ class Limits(Section):
     """What a client may ask of the server."""
 
     request_mb: Positive = Field(64, description="megabytes of one request, a whole number of at least 1")
+    pending_mb: Positive = Field(512, description="megabytes of all requests together, a whole number of at least 1")
     connections: Positive = Field(1024, description="connections at the same time, a whole number of at least 1")
     header_timeout_s: PositiveNumber = Field(10.0, description="seconds for the head of a request, above 0")
     body_timeout_s: PositiveNumber = Field(20.0, description="seconds of the longest pause in a body, above 0")
@@ -118,6 +119,7 @@ def load_settings(path: Path | None, overrides: Mapping[str, Any] | None = None)
         tables = read_toml(path, _WHAT, _CODE)
         check_schema_version(tables, path, _WHAT, SCHEMA, _CODE)
         raise_problems([*shape_problems(ServerSettings, tables), *_sense_problems(tables)], path, _WHAT, _CODE)
+        tables = _placed(tables, path.parent)
     merged = _with_defaults(tables)
     for key, value in (overrides or {}).items():
         if value is not None:
@@ -127,6 +129,13 @@ def load_settings(path: Path | None, overrides: Mapping[str, Any] | None = None)
         lines = [entry.line("flags") for entry in problems]
         raise ToolchainError("the flags do not fit", details=lines, code=_CODE)
     return ServerSettings.model_validate(merged)
+
+
+def _placed(tables: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The tables with the paths in them, which are relative to the file, made relative to the current folder."""
+    placed = {key: str(folder / tables[key]) for key in ("token_file", "watch") if key in tables}
+    tls = {key: str(folder / value) for key, value in tables.get("tls", {}).items()}
+    return tables | placed | ({"tls": tls} if tls else {})
 
 
 def _with_defaults(tables: Mapping[str, Any]) -> dict[str, Any]:

@@ -131,6 +131,7 @@ class ModelVersion:
         try:
             await self._pool.start()
         except BaseException as error:
+            await self._pool.stop()
             reason = error.what if isinstance(error, ToolchainError) else f"{type(error).__name__}: {error}"
             self._unavailable(reason)
             shutil.rmtree(self.placed.folder, ignore_errors=True)
@@ -177,6 +178,13 @@ class ModelVersion:
             self.state = UNLOADING
             self._closed = asyncio.create_task(self._close(reason))
         await asyncio.shield(self._closed)
+
+    async def kill(self) -> None:
+        """End the workers whatever they are at, and remove the files."""
+        if self._pool is not None:
+            await self._pool.stop()
+        shutil.rmtree(self.placed.folder, ignore_errors=True)
+        self._unavailable("the server stops")
 
     async def _close(self, reason: str) -> None:
         await self.batcher.drained()

@@ -1,0 +1,90 @@
+"""``toolchain serve``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from toolchain.errors import ExitCode, ToolchainError
+
+
+@click.command()
+@click.argument("bundles", nargs=-1)
+@click.option("--settings", "file", type=click.Path(path_type=Path), help="Settings file (TOML); flags override it.")
+@click.option("--host", help="Address to listen on [default: 127.0.0.1].")
+@click.option("--http-port", type=click.IntRange(0, 65535), help="Port of REST; 0 for any [default: 8000].")
+@click.option("--grpc-port", type=click.IntRange(0, 65535), help="Port of gRPC; 0 for any [default: 8001].")
+@click.option("--no-grpc", is_flag=True, help="Serve REST only.")
+@click.option("--watch", type=click.Path(), help="Folder of releases, NAME/VERSION, to serve as they come and go.")
+@click.option("--allow-admin", is_flag=True, help="Let clients load and unload models.")
+@click.option("--token-file", type=click.Path(), help="File with the bearer tokens that clients need, one a line.")
+@click.option("--tls-cert", type=click.Path(), help="PEM file of the certificate chain.")
+@click.option("--tls-key", type=click.Path(), help="PEM file of its private key.")
+@click.option("--execution", help="process, thread or inline: where engines run [default: process].")
+@click.option("--instances", type=click.IntRange(1), help="Engines of each model at the same time.")
+@click.option("--threads", type=click.IntRange(0), help="Threads of an engine; 0: all, divided by the instances.")
+@click.option("--max-batch", type=click.IntRange(1), help="Rows that are merged into one run.")
+@click.option("--tune", is_flag=True, help="Measure which settings are best, write them to a file, and end.")
+@click.option("--p99-ms", type=float, default=50.0, show_default=True, help="With --tune: the limit of the latency.")
+@click.option("--concurrency", type=click.IntRange(1), default=16, show_default=True, help="With --tune: clients.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("serve.toml"), help="With --tune: the file.")
+def command(
+    bundles: tuple[str, ...],
+    file: Path | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+    tune: bool,
+    p99_ms: float,
+    concurrency: int,
+    output: Path,
+    **flags: Any,
+) -> None:
+    """Serve BUNDLES (folders of releases or bundles, or FOLDER@TARGET) over the Open Inference Protocol.
+
+    Several versions of one model may be given; the latest answers requests that name none.  SIGTERM lets running
+    requests end.
+    """
+    from toolchain.runtime.server.settings import load_settings
+
+    if bool(tls_cert) != bool(tls_key):
+        raise ToolchainError("--tls-cert and --tls-key belong together", code=ExitCode.USAGE)
+    settings = load_settings(file, _overrides(flags, tls_cert, tls_key))
+    if tune:
+        _tune(bundles, p99_ms, concurrency, output)
+        return
+    if not bundles and not settings.watch:
+        raise ToolchainError(
+            "nothing to serve", hint="name a release or bundle, or a folder to --watch", code=ExitCode.USAGE
+        )
+    from toolchain.runtime.server.app import serve
+
+    serve(bundles, settings, click.echo)
+
+
+def _overrides(flags: dict[str, Any], tls_cert: str | None, tls_key: str | None) -> dict[str, Any]:
+    """Flags by their keys in the settings file; None where a flag was not given."""
+    return {
+        "host": flags["host"],
+        "http_port": flags["http_port"],
+        "grpc_port": flags["grpc_port"],
+        "grpc": False if flags["no_grpc"] else None,
+        "watch": flags["watch"],
+        "admin": flags["allow_admin"] or None,
+        "token_file": flags["token_file"],
+        "tls.certificate": tls_cert,
+        "tls.key": tls_key,
+        "defaults.execution": flags["execution"],
+        "defaults.instances": flags["instances"],
+        "defaults.threads": flags["threads"],
+        "defaults.max_batch_size": flags["max_batch"],
+    }
+
+
+def _tune(bundles: tuple[str, ...], p99_ms: float, concurrency: int, output: Path) -> None:
+    from toolchain.runtime.server.tune import tune_and_write
+
+    if not bundles:
+        raise ToolchainError("--tune needs a release or bundle to measure", code=ExitCode.USAGE)
+    tune_and_write(bundles, p99_ms, concurrency, output, click.echo)
