@@ -38,10 +38,19 @@ def main() -> None:
         engine, facts = open_tested(arguments)
     except ToolchainError as error:
         text = json.dumps(error.to_json()).encode()[:_TEXT_BYTES]
-        channel.send(HEADER.pack(Kind.REFUSED, 0, 0, 0) + text)
+        _send(channel, HEADER.pack(Kind.REFUSED, 0, 0, 0) + text)
         return
-    channel.send(HEADER.pack(Kind.READY, 0, 0, 0) + json.dumps(facts).encode())
-    _serve(channel, engine, arguments["slots"], arguments["tensor_bytes"])
+    if _send(channel, HEADER.pack(Kind.READY, 0, 0, 0) + json.dumps(facts).encode()):
+        _serve(channel, engine, arguments["slots"], arguments["tensor_bytes"])
+
+
+def _send(channel: socket.socket, message: bytes) -> bool:
+    """Whether the server is still there to be told."""
+    try:
+        channel.send(message)
+    except (BrokenPipeError, ConnectionResetError):
+        return False
+    return True
 
 
 def open_tested(arguments: dict[str, Any]) -> tuple[Engine, dict[str, Any]]:
@@ -100,9 +109,7 @@ def _serve(channel: socket.socket, engine: Engine, fds: list[int], limit: int) -
             # Whatever the engine's library raises is about this run: the process can go on.
             text = getattr(error, "what", "") or f"{type(error).__name__}: {error}"
             answer = HEADER.pack(Kind.FAILED, index, 0, 0) + text.encode()[:_TEXT_BYTES]
-        try:
-            channel.send(answer)
-        except (BrokenPipeError, ConnectionResetError):
+        if not _send(channel, answer):
             break
 
 

@@ -60,8 +60,12 @@ class Watcher:
             seen.missing = 0
             if not seen.loaded and time.monotonic() >= seen.again_at:
                 await self._load(key, seen)
-        for key in [key for key in self._seen if key not in found]:
-            self._forget(key)
+        for key in [key for key in self._seen if key not in wanted]:
+            if key in found:
+                # Newer ones took its place; should they go, it is new again.
+                del self._seen[key]
+            else:
+                self._forget(key)
 
     def _newest(self, found: dict[tuple[str, str], Signature]) -> dict[tuple[str, str], Signature]:
         """The versions of each model that are to be loaded, older ones first."""
