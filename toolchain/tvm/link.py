@@ -23,6 +23,11 @@ from toolchain.errors import ExitCode, ToolchainError
 _COMMON = ("-shared", "-s", "--build-id=none", "--gc-sections")
 _LLD_EMULATION = {"x86_64": "elf_x86_64", "aarch64": "aarch64linux"}
 _ZIG_TRIPLE = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
+# zig's driver turns the undefined-behaviour sanitizer on unless it is told otherwise.
+_C_FLAGS = (
+    "-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections",
+    "-fno-sanitize=undefined", "-w", "-I.",
+)  # fmt: skip
 _TIMEOUT_S = 300
 
 
@@ -71,8 +76,22 @@ class Linker:
         if self.name == "cc" and platform.machine() != self.arch:
             raise _error(f"linker 'cc' links for this machine ({platform.machine()}), not for {self.arch}")
 
-    def link(self, objects: list[str], folder: Path) -> None:
+    def compile(self, source: str, folder: Path) -> None:
+        """Compiles the C file ``source`` inside ``folder`` to an object beside it.
+
+        Raises:
+            ToolchainError: COMPILE with the compiler's message.
+        """
+        driver = self._zig_cc() if self.name == "zig" else self._driver()
+        self._call([*driver, *_C_FLAGS, "-c", source, "-o", source.removesuffix(".c") + ".o"], folder)
+
+    def link(self, objects: list[str], folder: Path, exports: str = "") -> None:
         """Links ``objects`` (names inside ``folder``) to ``folder / "model.so"``.
+
+        Args:
+            objects: names.
+            folder: where they are.
+            exports: a version script in the folder that says which symbols others may use; "": all.
 
         Raises:
             ToolchainError: COMPILE with the linker's message.
@@ -80,17 +99,37 @@ class Linker:
         if self.name == "zig":
             lld = [sys.executable, "-m", "ziglang", "ld.lld", "-m", _LLD_EMULATION[self.arch]]
             (folder / "empty.ld").write_text("")
-            for library in ("libm", "libc"):
-                self._call([*lld, "-shared", "-soname", f"{library}.so.6", "-o", f"{library}.so", "empty.ld"], folder)
-            self._call([*lld, *_COMMON, "-o", "model.so", *objects, "libm.so", "libc.so"], folder)
+            libraries = {"libm": "libm.so.6", "libpthread": "libpthread.so.0", "libc": "libc.so.6"}
+            for library, name in libraries.items():
+                self._call([*lld, "-shared", "-soname", name, "-o", f"{library}.so", "empty.ld"], folder)
+            script = ["--version-script", exports] if exports else []
+            stubs = [f"{library}.so" for library in libraries]
+            self._call([*lld, *_COMMON, *script, "-o", "model.so", *objects, *stubs], folder)
             return
-        if self.name == "zig-cc":
-            triple = _ZIG_TRIPLE[self.arch] + (f".{self.libc_min}" if self.libc_min else "")
-            driver = [sys.executable, "-m", "ziglang", "cc", "-target", triple]
-        else:
-            driver = [self.name]
         flags = ["-shared", "-s", "-Wl,--build-id=none,--gc-sections"]
-        self._call([*driver, *flags, "-o", "model.so", *objects, "-lm"], folder)
+        flags += [f"-Wl,--version-script={exports}"] if exports else []
+        self._call([*self._driver(), *flags, "-o", "model.so", *objects, "-lm", "-pthread"], folder)
+
+    def _zig_cc(self) -> list[str]:
+        triple = _ZIG_TRIPLE[self.arch] + (f".{self.libc_min}" if self.libc_min else "")
+        return [sys.executable, "-m", "ziglang", "cc", "-target", triple]
+
+    def _driver(self) -> list[str]:
+        return self._zig_cc() if self.name == "zig-cc" else [self.name]
+
+    def check_output(self, library: Path) -> None:
+        """Raises ToolchainError COMPILE if it is for another machine, or demands a newer glibc than is promised."""
+        from toolchain.tvm.elf import glibc_newer_than, read_elf
+
+        info = read_elf(library)
+        if info.machine != self.arch:
+            raise _error(f"linker {self.name!r} made a library for {info.machine}, not for {self.arch}")
+        if self.libc_min and (newer := glibc_newer_than(info, self.libc_min)):
+            raise _error(
+                f"linker {self.name!r} bound the library to {', '.join(newer)}, but the target promises glibc "
+                f"{self.libc_min}",
+                hint='set linker = "zig" in the target profile\'s [tvm] table',
+            )
 
     def _call(self, command: list[str], folder: Path) -> None:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
@@ -113,7 +152,6 @@ def link_executable(executable: Any, linker: Linker, output: Path) -> None:
             or one that demands a newer glibc than the profile promises.
     """
     from toolchain.tvm.blob import write_object
-    from toolchain.tvm.elf import glibc_newer_than, read_elf
 
     linker.check()
     # Beside the output, so that a library of any size gets there by a rename.
@@ -131,15 +169,7 @@ def link_executable(executable: Any, linker: Linker, output: Path) -> None:
         name = str(folder / "model.so")
         executable.export_library(name, fcompile=link, fpack_imports=pack, workspace_dir=str(folder))
         os.replace(name, output)
-    info = read_elf(output)
-    if info.machine != linker.arch:
-        raise _error(f"linker {linker.name!r} made a library for {info.machine}, not for {linker.arch}")
-    if linker.libc_min and (newer := glibc_newer_than(info, linker.libc_min)):
-        raise _error(
-            f"linker {linker.name!r} bound the library to {', '.join(newer)}, but the target promises glibc "
-            f"{linker.libc_min}",
-            hint='set linker = "zig" in the target profile\'s [tvm] table',
-        )
+    linker.check_output(output)
 
 
 def _packed(module: Any) -> memoryview:

@@ -2,7 +2,7 @@
 
 Groups: import; canonicalize; fold; simplify; layout; legalize; fuse; schedule; plan (memory); lower; codegen;
 link.  The first is :mod:`toolchain.tvm.importer`, the last :mod:`toolchain.tvm.link`; the others are
-:data:`PHASES` and :func:`compile_module`.  After each, ``--dump-ir`` gets ``<NN>-<phase>.py``: the module as
+:data:`PHASES` and :func:`compile_prepared`.  After each, ``--dump-ir`` gets ``<NN>-<phase>.py``: the module as
 TVMScript, large constants left out.
 """
 
@@ -226,8 +226,20 @@ PHASES: tuple[Phase, ...] = (
 """Groups 2 to 10, in order; 1 is the import, 11 code generation, 12 linking."""
 
 
-def compile_module(module: Any, machine: Machine, notes: Notes, dump: Path | None = None) -> Any:
-    """Runs the phases and generates code: an executable for :func:`toolchain.tvm.link.link_executable`.
+_MACHINE_PHASES = frozenset({"plan", "lower"})
+"""What only the virtual machine needs: an engine ahead of time plans its memory itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A module of which nothing is left but calls of scheduled loop nests; ``number`` counts the phases so far."""
+
+    module: Any
+    number: int
+
+
+def prepare_module(module: Any, machine: Machine, notes: Notes, dump: Path | None = None) -> Prepared:
+    """Runs the phases that every form of an engine shares.
 
     Args:
         module: an imported Relax module with static or symbolic shapes; not changed.
@@ -236,28 +248,52 @@ def compile_module(module: Any, machine: Machine, notes: Notes, dump: Path | Non
         dump: folder for the IR after each phase, or None.
 
     Raises:
-        Refusal: a phase or the code generation failed; the text names the phase.
+        Refusal: a phase failed; the text names it.
         ToolchainError: BAD_TARGET; MISSING_TOOL when CUDA needs nvcc.
     """
     tvm = load_tvm()
-    target = machine.tvm_target()
     if machine.kind == "cuda":
         cuda.prepare(str(machine.target.get("arch", "")))
     _dump(dump, 1, "import", module)
-    number = 1
-    for number, phase in enumerate(PHASES, start=2):
+    shared = [phase for phase in PHASES if phase.name not in _MACHINE_PHASES]
+    prepared = _run_phases(Prepared(module, 1), shared, machine, notes, dump)
+    notes.functions = sum(isinstance(f, tvm.tirx.PrimFunc) for _, f in prepared.module.functions_items())
+    return prepared
+
+
+def compile_prepared(prepared: Prepared, machine: Machine, notes: Notes, dump: Path | None = None) -> Any:
+    """The virtual machine's form: an executable for :func:`toolchain.tvm.link.link_executable`.
+
+    Raises:
+        Refusal: a phase or the code generation failed; the text names the phase.
+    """
+    tvm = load_tvm()
+    own = [phase for phase in PHASES if phase.name in _MACHINE_PHASES]
+    lowered = _run_phases(prepared, own, machine, notes, dump)
+    lowering = _tir_pipeline(machine.dot(), dump, lowered.number + 1)
+    try:
+        return tvm.relax.build(lowered.module, machine.tvm_target(), relax_pipeline=None, tir_pipeline=lowering)
+    except Exception as error:
+        raise Refusal(f"TVM's code generation failed: {one_line(error)}") from error
+
+
+def compile_module(module: Any, machine: Machine, notes: Notes, dump: Path | None = None) -> Any:
+    """:func:`prepare_module`, then :func:`compile_prepared`."""
+    return compile_prepared(prepare_module(module, machine, notes, dump), machine, notes, dump)
+
+
+def _run_phases(prepared: Prepared, phases: list[Phase], machine: Machine, notes: Notes, dump: Path | None) -> Prepared:
+    tvm = load_tvm()
+    module, number, target = prepared.module, prepared.number, machine.tvm_target()
+    for phase in phases:
+        number += 1
         try:
             with target, tvm.transform.PassContext(opt_level=3):
                 module = tvm.transform.Sequential(phase.make(machine, notes))(module)
         except Exception as error:
             raise Refusal(f"TVM's phase {phase.name!r} failed: {one_line(error)}") from error
         _dump(dump, number, phase.name, module)
-    notes.functions = sum(isinstance(f, tvm.tirx.PrimFunc) for _, f in module.functions_items())
-    lowering = _tir_pipeline(machine.dot(), dump, number + 1)
-    try:
-        return tvm.relax.build(module, target, relax_pipeline=None, tir_pipeline=lowering)
-    except Exception as error:
-        raise Refusal(f"TVM's code generation failed: {one_line(error)}") from error
+    return Prepared(module, number)
 
 
 def _tir_pipeline(dot: str, dump: Path | None, number: int) -> str:

@@ -49,7 +49,10 @@ typedef struct tc_dim {
   int64_t max;
 } tc_dim;
 
-/* shape[i] >= 0 is a size; shape[i] < 0 is the dynamic dimension number -(shape[i] + 1). */
+/* An axis of an output whose size is computed from several dimensions: output_shape() tells it. */
+#define TC_COMPUTED INT64_MIN
+
+/* shape[i] >= 0 is a size; shape[i] < 0 is the dynamic dimension number -(shape[i] + 1), or TC_COMPUTED. */
 typedef struct tc_tensor {
   const char *name;
   int32_t dtype; /* a tc_dtype */
@@ -68,6 +71,9 @@ typedef struct tc_model {
   const tc_tensor *outputs;
   const tc_dim *dims;
   uint64_t weight_bytes; /* constants, mapped with the library */
+
+  /* Writes the shape of an output for these sizes, rank values; dims has num_dims values. */
+  void (*output_shape)(uint32_t output, const int64_t *dims, int64_t *shape);
 
   /* Bytes of the arena that a run with these sizes needs; dims has num_dims values. */
   uint64_t (*arena_bytes)(const int64_t *dims);

@@ -1,0 +1,125 @@
+"""Links an engine ahead of time: the kernels, the weights, the plan and the sources of the edge runtime."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolchain.tvm.aot.kernels import kernels_object, scalar_types
+from toolchain.tvm.aot.program import Program, read_program
+from toolchain.tvm.aot.text import plan_text
+from toolchain.tvm.blob import write_object
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from toolchain.tvm.link import Linker
+    from toolchain.tvm.machine import Machine
+
+SOURCES = Path(__file__).parents[2] / "runtime" / "edge"
+"""Where the C sources of the engine lie, with their headers."""
+
+ENGINE_SOURCES = ("engine.c", "threads.c")
+WEIGHTS = "tc_weights"
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class AheadOfTime:
+    """An engine ready to be linked.
+
+    Attributes:
+        program: what runs.
+        kernels: the kernels' object file.
+        plan: the plan's C source.
+        arena_bytes: bytes of the buffers at static sizes; None: they depend on the dimensions.
+        weight_bytes: bytes of the constants.
+    """
+
+    program: Program
+    kernels: bytes
+    plan: str
+    arena_bytes: int | None
+    weight_bytes: int
+
+
+def compile_ahead(
+    module: Any,
+    machine: Machine,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    limits: Mapping[str, tuple[int, int | None]],
+) -> AheadOfTime:
+    """An engine from an IRModule after the pipeline's phase ``dataflow``.
+
+    Args:
+        module: not changed.
+        machine: the target.
+        inputs: names in order.
+        outputs: names in order.
+        limits: dimension -> least and largest size (None: no limit).
+
+    Raises:
+        PlanError: the model needs TVM's virtual machine.
+        Refusal: code generation failed.
+    """
+    program = read_program(module, inputs, outputs)
+    kernels, lowered = kernels_object(module, machine)
+    offsets, total = _offsets(program.weights)
+    plan, arena = plan_text(program, scalar_types(lowered), offsets, total, limits)
+    return AheadOfTime(program, kernels, plan, arena, total)
+
+
+def _offsets(weights: Sequence[np.ndarray]) -> tuple[list[int], int]:
+    offsets, total = [], 0
+    for weight in weights:
+        offsets.append(total)
+        total += -(-weight.nbytes // _ALIGNMENT) * _ALIGNMENT
+    return offsets, total
+
+
+def write_weights(engine: AheadOfTime, arch: str, path: Path) -> None:
+    """The constants as an object file with one symbol, ``tc_weights``, aligned to 64 bytes."""
+    import numpy as np
+
+    offsets, total = _offsets(engine.program.weights)
+    block = np.zeros(max(total, _ALIGNMENT), np.uint8)
+    for offset, weight in zip(offsets, engine.program.weights, strict=True):
+        flat = np.ascontiguousarray(weight).reshape(-1).view(np.uint8)
+        block[offset : offset + flat.nbytes] = flat
+    write_object(block.data, arch, path, WEIGHTS, _ALIGNMENT)
+
+
+def link_ahead(engine: AheadOfTime, linker: Linker, output: Path) -> None:
+    """Writes the engine as the shared library ``output``.
+
+    Raises:
+        ToolchainError: MISSING_TOOL or COMPILE.
+    """
+    linker.check()
+    with tempfile.TemporaryDirectory(prefix="link-", dir=output.parent) as temporary:
+        folder = Path(temporary)
+        objects = write_objects(engine, linker, folder)
+        (folder / "exports.map").write_text("{ global: toolchain_model; local: *; };\n")
+        linker.link(objects, folder, exports="exports.map")
+        os.replace(folder / "model.so", output)
+    linker.check_output(output)
+
+
+def write_objects(engine: AheadOfTime, linker: Linker, folder: Path) -> list[str]:
+    """Compiles everything of the engine into ``folder``; returns the objects' names in it."""
+    (folder / "kernels.o").write_bytes(engine.kernels)
+    write_weights(engine, linker.arch, folder / "weights.o")
+    (folder / "plan.c").write_text(engine.plan)
+    names = []
+    for name in ("engine.h", *ENGINE_SOURCES):
+        (folder / name).write_bytes((SOURCES / "src" / name).read_bytes())
+    (folder / "toolchain_model.h").write_bytes((SOURCES / "include" / "toolchain_model.h").read_bytes())
+    for source in (*ENGINE_SOURCES, "plan.c"):
+        linker.compile(source, folder)
+        names.append(source.removesuffix(".c") + ".o")
+    return ["kernels.o", "weights.o", *names]
