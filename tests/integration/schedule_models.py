@@ -24,8 +24,8 @@ class Case:
         feeds: several inputs where sizes are dynamic.
         rules: rules that some of its loop nests must take.
         kind: ``"float"``: the tolerance of a build's check; ``"steps"``: 8-bit outputs, one step; ``"network"``:
-            several 8-bit operators after each other, or data quantized at run time, which may go either way in the middle
-            between two steps: 2 % of the largest value.
+            several 8-bit operators after each other, or data quantized at run time, which may go either way in the
+            middle between two steps: 2 % of the largest value.
     """
 
     model: onnx.ModelProto
