@@ -86,8 +86,8 @@ def _compare_one(name: str, expected: NDArray[Any], got: NDArray[Any]) -> Differ
     return Difference(error, relative, problem=problem if error > allowed else "")
 
 
-def session(model: Path) -> Any:
-    """An ``onnxruntime.InferenceSession`` on the CPU with all graph optimizations off, silent."""
+def session(model: Path | bytes) -> Any:
+    """An ``onnxruntime.InferenceSession`` on the CPU, of a file or its bytes, all graph optimizations off, silent."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,12 @@ from toolchain.data import read_batches
 from toolchain.errors import ExitCode, ToolchainError
 from toolchain.graph.numeric import session
 from toolchain.quantize.model import MODEL, quiet, write_model
+from toolchain.quantize.ranges import RangeFinder
 from toolchain.quantize.scheme import INT8_OPS, Scheme
 
 if TYPE_CHECKING:
     import onnx
+    from numpy.typing import NDArray
 
 BINS = {"percentile": 4096, "entropy": 512}
 """Bins of the histograms.  Entropy's threshold search takes time with the square of their number."""
@@ -44,6 +46,7 @@ class Calibration:
             :data:`LARGEST`.
         method: as in :class:`Scheme`.
         samples, batches: how much data was read.
+        outputs: the float model's outputs on the first batch.
     """
 
     ranges: Any
@@ -51,6 +54,7 @@ class Calibration:
     method: str
     samples: int
     batches: int
+    outputs: Mapping[str, NDArray[Any]]
 
     def facts(self) -> dict[str, Any]:
         return {"method": self.method, "samples": self.samples, "batches": self.batches}
@@ -83,20 +87,30 @@ def calibrate(model: onnx.ModelProto, folder: Path, scheme: Scheme) -> Calibrati
     from onnxruntime.quantization.calibrate import TensorsData
 
     with tempfile.TemporaryDirectory() as temporary:
-        copy = type(model)()
-        copy.CopyFrom(model)
-        path = write_model(copy, Path(temporary))
-        minmax = _collector(path, CalibrationMethod.MinMax, {})
-        samples, batches = _collect(minmax, folder)
-        data = dict(minmax.compute_data().items())
-        largest = {n: float(np.max(np.maximum(np.abs(d.lowest), np.abs(d.highest)))) for n, d in data.items()}
+        data, outputs, samples, batches = _extremes(model, folder, Path(temporary))
+        largest = {n: float(np.max(np.maximum(np.abs(low), np.abs(high)))) for n, (low, high) in data.items()}
         unusable = {n: _unusable(value) for n, value in largest.items() if not value <= LARGEST}
-        finite = {n: d for n, d in data.items() if n not in unusable}
+        finite = {n: extremes for n, extremes in data.items() if n not in unusable}
         ranges = TensorsData(CalibrationMethod.MinMax, finite)
         if scheme.method != "minmax":
-            del minmax
-            ranges = _histogram_ranges(path, folder, scheme, finite)
-    return Calibration(ranges, unusable, scheme.method, samples, batches)
+            copy = type(model)()
+            copy.CopyFrom(model)
+            ranges = _histogram_ranges(write_model(copy, Path(temporary)), folder, scheme, finite)
+    return Calibration(ranges, unusable, scheme.method, samples, batches, outputs)
+
+
+def _extremes(model: onnx.ModelProto, folder: Path, temporary: Path) -> tuple[dict[str, Any], dict[str, Any], int, int]:
+    """(lowest, highest) by tensor, the outputs on the first batch, and how many samples and batches there are."""
+    finder = RangeFinder(model, temporary)
+    outputs: list[dict[str, Any]] = []
+
+    def add(feed: dict[str, Any]) -> None:
+        found = finder.add(feed)
+        if not outputs:
+            outputs.append(found)
+
+    samples, batches = _each_batch(folder, finder.inputs, add)
+    return finder.ranges(), outputs[0], samples, batches
 
 
 def _unusable(largest: float) -> str:
@@ -122,14 +136,14 @@ def _collector(path: Path, method: Any, extra: dict[str, Any]) -> Any:
     return calibrator
 
 
-def _collect(calibrator: Any, folder: Path) -> tuple[int, int]:
+def _each_batch(folder: Path, wanted: Collection[str], use: Callable[[dict[str, Any]], object]) -> tuple[int, int]:
+    """Give the ``wanted`` inputs of each batch to ``use``: (samples, batches)."""
     samples = batches = 0
-    wanted = {i.name for i in calibrator.infer_session.get_inputs()}
     for batch in read_batches(folder):
         feed = {name: array for name, array in batch.inputs.items() if name in wanted}
         with quiet():
             try:
-                calibrator.collect_data(_Reader(feed))
+                use(feed)
             except Exception as error:  # ONNX Runtime raises a class per status, all derived from Exception alone
                 message = " ".join(str(error).split())
                 raise ToolchainError(
@@ -165,11 +179,12 @@ def _histogram_ranges(path: Path, folder: Path, scheme: Scheme, finite: dict[str
         percentile=scheme.percentile, scenario="same",
     )  # fmt: skip
     for name in sorted(calibrator.tensors_to_calibrate):
-        low, high = (np.float32(np.min(v)) for v in finite[name].range_value)
+        low, high = (np.float32(np.min(v)) for v in finite[name])
         threshold = np.maximum(np.float32(1e-30), np.maximum(abs(low), abs(high)))
         edges = np.linspace(-threshold, threshold, bins + 1, dtype=np.float32)
         collector.histogram_dict[name] = (np.zeros(bins, np.int64), edges, low, high, threshold)
     calibrator.collector = collector
-    _collect(calibrator, folder)
+    wanted = {i.name for i in calibrator.infer_session.get_inputs()}
+    _each_batch(folder, wanted, lambda feed: calibrator.collect_data(_Reader(feed)))
     with quiet():
         return calibrator.compute_data()

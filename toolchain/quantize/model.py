@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MODEL, CONTRACT = "model.onnx", "contract.json"
 _PROTOBUF_LIMIT = 1_900_000_000  # protobuf refuses messages over 2 GiB; the graph itself needs room too
+_LARGE = 1024  # bytes of a weight that is kept from the type inference
+_FLOATS = (1, 10, 11, 16)  # float32, float16, float64, bfloat16
 _INFERRED = "onnx.infer"  # ONNX Runtime's quantizers look for this mark before inferring types once more
 
 
@@ -50,16 +52,27 @@ def load_prepared(folder: Path) -> onnx.ModelProto:
 
 
 def infer_types(model: onnx.ModelProto) -> onnx.ModelProto:
-    """``model`` with inferred types; through files when it is too large for one protobuf message."""
+    """``model`` with inferred types; changed on the way.
+
+    The inference gets the graph without the values of its float weights: no shape depends on them, it copies
+    what it gets three times over, and with them a model may be too large for one protobuf message.
+    """
     import onnx
 
-    if byte_size(model) < _PROTOBUF_LIMIT:
-        return onnx.shape_inference.infer_shapes(model)
-    with tempfile.TemporaryDirectory() as temporary:
-        source, inferred = Path(temporary) / MODEL, Path(temporary) / "inferred.onnx"
-        write_model(model, source.parent)
-        onnx.shape_inference.infer_shapes_path(str(source), str(inferred))
-        return onnx.load(str(inferred))
+    held: dict[int, bytes] = {}
+    for number, tensor in enumerate(model.graph.initializer):
+        if len(tensor.raw_data) > _LARGE and tensor.data_type in _FLOATS:
+            held[number] = tensor.raw_data
+            tensor.ClearField("raw_data")
+    inferred = onnx.shape_inference.infer_shapes(model)
+    for number, data in held.items():
+        inferred.graph.initializer[number].raw_data = data
+    return inferred
+
+
+def byte_limit_exceeded(model: onnx.ModelProto) -> bool:
+    """Whether the model is too large for one protobuf message."""
+    return byte_size(model) >= _PROTOBUF_LIMIT
 
 
 def byte_size(model: onnx.ModelProto) -> int:
@@ -78,10 +91,10 @@ def write_model(model: onnx.ModelProto, folder: Path) -> Path:
     kept = [p for p in model.metadata_props if p.key != _INFERRED]
     del model.metadata_props[:]
     model.metadata_props.extend(kept)
-    if byte_size(model) < _PROTOBUF_LIMIT:
-        path.write_bytes(model.SerializeToString(deterministic=True))
-    else:
+    if byte_limit_exceeded(model):
         onnx.save(model, str(path), save_as_external_data=True, location=MODEL + ".data", size_threshold=1024)
+    else:
+        path.write_bytes(model.SerializeToString(deterministic=True))
     return path
 
 

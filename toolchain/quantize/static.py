@@ -88,7 +88,8 @@ def quantize_static(
         ToolchainError: QUANTIZE when ONNX Runtime's quantizer fails, with its message.
     """
     from onnxruntime.quantization import QuantType
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    from toolchain.quantize.channels import ChannelQuantizer
 
     copy = type(model)()
     copy.CopyFrom(model)
@@ -96,7 +97,7 @@ def quantize_static(
         return copy
     with quiet():
         try:
-            quantizer = QDQQuantizer(
+            quantizer = ChannelQuantizer(
                 copy,
                 scheme.per_channel,
                 scheme.reduce_range,

@@ -33,7 +33,7 @@ def run(ctx: StageContext) -> StageResult:
     Raises:
         ToolchainError: QUANTIZE for settings or node names that don't exist, and empty calibration data.
     """
-    from toolchain.quantize.model import MODEL, copy_contract, load_prepared, run_session, sample_feed, session_of
+    from toolchain.quantize.model import MODEL, copy_contract, load_prepared, sample_feed
     from toolchain.quantize.static import check_excluded
 
     options: Options = ctx.options
@@ -46,10 +46,8 @@ def run(ctx: StageContext) -> StageResult:
     model = load_prepared(source)
     check_excluded(model, options)
     feed = sample_feed(source, ctx.inputs.get("calibration"))
-    with session_of(model) as session:
-        reference = run_session(session, feed)
     steps = {"fp16": _fp16, "int8-static": _static, "int8-dynamic": _dynamic}
-    result = steps[options.precision](ctx, model, feed, reference)
+    result = steps[options.precision](ctx, model, feed)
     if not result.refused:
         target = ctx.output("onnx")
         copy_contract(source, target)
@@ -59,10 +57,17 @@ def run(ctx: StageContext) -> StageResult:
     return result
 
 
-def _fp16(ctx: StageContext, model: Any, feed: Any, reference: Any) -> StageResult:
+def _reference(model: Any, feed: Any) -> Any:
+    from toolchain.quantize.model import run_session, session_of
+
+    with session_of(model) as session:
+        return run_session(session, feed)
+
+
+def _fp16(ctx: StageContext, model: Any, feed: Any) -> StageResult:
     from toolchain.quantize.float16 import convert_float16
 
-    result = convert_float16(model, ctx.output("onnx"), feed, reference, ctx.options.exclude)
+    result = convert_float16(model, ctx.output("onnx"), feed, _reference(model, feed), ctx.options.exclude)
     facts: dict[str, Any] = {
         "kept_float32_ops": list(result.kept_ops),
         "kept_float32_nodes": list(result.kept_nodes),
@@ -76,7 +81,7 @@ def _fp16(ctx: StageContext, model: Any, feed: Any, reference: Any) -> StageResu
     return StageResult(facts)
 
 
-def _static(ctx: StageContext, model: Any, feed: Any, reference: Any) -> StageResult:
+def _static(ctx: StageContext, model: Any, feed: Any) -> StageResult:
     from toolchain.quantize.calibration import calibrate
     from toolchain.quantize.model import find_problem, write_model
     from toolchain.quantize.report import static_facts
@@ -90,17 +95,19 @@ def _static(ctx: StageContext, model: Any, feed: Any, reference: Any) -> StageRe
     if not WEIGHTED_OPS & facts["quantized"].keys():
         return _refused(ctx, facts, f"nothing to quantize: no {_any_of(WEIGHTED_OPS)} can be int8{_why(facts)}")
     path = write_model(quantized, ctx.output("onnx"))
-    if problem := find_problem(path, feed, reference):
+    # The sample is the first batch of the calibration data.
+    if problem := find_problem(path, feed, dict(calibration.outputs)):
         return _refused(ctx, facts, f"the int8 model is invalid: {problem}")
     return StageResult(facts | _running(path, options.activation))
 
 
-def _dynamic(ctx: StageContext, model: Any, feed: Any, reference: Any) -> StageResult:
+def _dynamic(ctx: StageContext, model: Any, feed: Any) -> StageResult:
     from toolchain.quantize.dynamic import DYNAMIC_OPS, quantize_dynamic, quantized_nodes
     from toolchain.quantize.model import find_problem, write_model
     from toolchain.quantize.report import dynamic_reasons, node_facts
 
     options: Options = ctx.options
+    reference = _reference(model, feed)
     quantized = quantize_dynamic(model, options)
     names = quantized_nodes(model, quantized)
     facts = {"scheme": f"u8s8 dynamic{', per channel' if options.per_channel else ''}"}
