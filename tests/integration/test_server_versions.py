@@ -180,4 +180,5 @@ def test_a_watched_folder_is_followed(tmp_path: Path) -> None:
 
 def test_versions_are_ordered_as_semantic_versions() -> None:
     ordered = ["1.0.0-alpha", "1.0.0-alpha.1", "1.0.0-alpha.beta", "1.0.0-beta.2", "1.0.0-beta.11", "1.0.0", "1.10.0"]
-    assert sorted(ordered[::-1], key=version_key) == ordered
+    shuffled = ordered[::-1]
+    assert sorted(shuffled, key=version_key) == ordered

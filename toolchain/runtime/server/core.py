@@ -51,7 +51,8 @@ class ServingCore:
         await self.repository.add_all(references)
         if folder is not None:
             watcher = Watcher(self.repository, folder, self.settings.watch_interval_s)
-            await watcher.look()
+            while await watcher.look():
+                pass
             self._watching = asyncio.create_task(watcher.run())
         self._started = True
 

@@ -25,10 +25,10 @@ class _Seen:
     """What was done about a release."""
 
     signature: Signature
-    loaded: bool
+    loaded: bool = False
+    failed: bool = False
     pause: float = _FIRST_RETRY
     again_at: float = 0.0
-    missing: int = 0
 
 
 class Watcher:
@@ -42,42 +42,50 @@ class Watcher:
         self._folder = folder
         self._interval = interval
         self._seen: dict[tuple[str, str], _Seen] = {}
+        #: what was loaded -> looks in a row at which its release was not there
+        self._missing: dict[tuple[str, str], int] = {}
 
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except Exception:
+                # Whatever is wrong with the folder today, it is looked at again.
+                _log.exception("the watched folder cannot be read")
             await asyncio.sleep(self._interval)
 
-    async def look(self) -> None:
-        """Look once, and load what is new."""
+    async def look(self) -> bool:
+        """Look once, and load what is new; returns whether something failed for which an older version may do."""
+        failed = False
         found = await asyncio.to_thread(scan, self._folder)
         wanted = self._newest(found)
+        # What newer ones took the place of is new again, should they go.
+        self._seen = {key: seen for key, seen in self._seen.items() if key in wanted}
         for key, signature in wanted.items():
             seen = self._seen.get(key)
             if seen is None or seen.signature != signature:
-                seen = self._seen[key] = _Seen(signature, loaded=False)
-            seen.missing = 0
+                seen = self._seen[key] = _Seen(signature)
             if not seen.loaded and time.monotonic() >= seen.again_at:
                 await self._load(key, seen)
-        for key in [key for key in self._seen if key not in wanted]:
-            if key in found:
-                # Newer ones took its place; should they go, it is new again.
-                del self._seen[key]
-            else:
-                self._forget(key)
+                failed |= seen.failed
+        self._forget(found)
+        return failed
 
     def _newest(self, found: dict[tuple[str, str], Signature]) -> dict[tuple[str, str], Signature]:
-        """The versions of each model that are to be loaded, older ones first."""
+        """The versions of each model that are to be loaded, older ones first; broken ones do not count as kept."""
         by_name: dict[str, list[str]] = {}
         for name, version in found:
             by_name.setdefault(name, []).append(version)
-        wanted = {}
+        wanted = []
         for name, versions in by_name.items():
-            keep = self._repository.settings.model(name).keep_versions
-            for version in sorted(versions, key=version_key)[-keep:]:
-                wanted[name, version] = found[name, version]
-        return wanted
+            left = self._repository.settings.model(name).keep_versions
+            for version in sorted(versions, key=version_key, reverse=True):
+                if left:
+                    wanted.append((name, version))
+                    seen = self._seen.get((name, version))
+                    left -= seen is None or not seen.failed
+        return {key: found[key] for key in reversed(wanted)}
 
     async def _load(self, key: tuple[str, str], seen: _Seen) -> None:
         try:
@@ -86,18 +94,20 @@ class Watcher:
             self._repository.note_broken(*key, error.what)
             seen.again_at = time.monotonic() + seen.pause
             seen.pause = min(_LONGEST_RETRY, seen.pause * 2)
+            seen.failed = True
             facts = {"model": key[0], "version": key[1], "reason": error.render(), "again_in_s": seen.pause / 2}
             _log.error("release cannot be loaded", extra={"facts": facts})
         else:
-            seen.loaded = True
+            seen.loaded, seen.failed = True, False
+            self._missing[key] = 0
 
-    def _forget(self, key: tuple[str, str]) -> None:
-        """A release has gone; it is missed only at the second look, since a replacement is two renames."""
-        seen = self._seen[key]
-        seen.missing += 1
-        if seen.missing > 1:
-            del self._seen[key]
-            self._repository.remove(*key, "its release was removed")
+    def _forget(self, found: dict[tuple[str, str], Signature]) -> None:
+        """Unload what has gone; it is missed only at the second look, since a replacement is two renames."""
+        for key in list(self._missing):
+            self._missing[key] = 0 if key in found else self._missing[key] + 1
+            if self._missing[key] > 1:
+                del self._missing[key]
+                self._repository.remove(*key, "its release was removed")
 
 
 def scan(folder: Path) -> dict[tuple[str, str], Signature]:
