@@ -1,0 +1,191 @@
+"""Builds the edge runtime, a shared library and ``bundle-run``, for this machine or another: always the same bytes.
+
+Paths do not get into the files: the compiler runs inside a folder of its own with relative file names, there is no
+build ID, and nothing but what is used is kept.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolchain.errors import ExitCode, ToolchainError
+
+EDGE = Path(__file__).resolve().parent
+LIBRARY_NAME = "libtoolchain_runtime.so"
+PROGRAM_NAME = "bundle-run"
+RUNTIME_SOURCES = (
+    "buckets", "bundle", "contract", "engine_aot", "error", "files", "hash", "hash_fast", "host", "json", "layout",
+    "library", "manifest", "numpy", "run", "selftest", "values",
+)  # fmt: skip
+PROGRAM_SOURCES = ("cli_files", "cli_json", "main")
+HEADERS = ("toolchain_model.h", "toolchain_runtime.h")
+#: Architecture (as ``platform.machine()`` has it) -> zig's processor and the end of its triple for each C library.
+_ZIG = {
+    "x86_64": ("x86_64", "gnu", "musl", ()),
+    "aarch64": ("aarch64", "gnu", "musl", ()),
+    # Hard float and NEON: what every armv7 board with a vector unit runs.
+    "armv7l": ("arm", "gnueabihf", "musleabihf", ("-mcpu=cortex_a7",)),
+    "riscv64": ("riscv64", "gnu", "musl", ()),
+}
+ARCHS = tuple(_ZIG)
+_FLAGS = (
+    "-std=c11", "-D_GNU_SOURCE", "-Os", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections",
+    "-fno-asynchronous-unwind-tables", "-fno-ident", "-ffile-prefix-map=.=edge", "-Wall", "-Wextra", "-Werror",
+    "-pedantic", "-Iinclude", "-Isrc",
+)  # fmt: skip
+_LINK_FLAGS = ("-s", "-Wl,--gc-sections", "-Wl,--build-id=none")
+_LIBRARIES = ("-lm", "-ldl", "-pthread")
+_TIMEOUT_S = 600
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerFiles:
+    """What :func:`build_runner` made: the shared library (None with a static C library), the program, their bytes."""
+
+    library: Path | None
+    program: Path
+    headers: tuple[Path, ...]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """File name -> size in bytes, without the headers."""
+        return {path.name: path.stat().st_size for path in (self.library, self.program) if path is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class StaticModel:
+    """A model to link into the program: object files and archives, and its ``bundle.json``."""
+
+    objects: tuple[Path, ...]
+    bundle_json: bytes
+
+
+def compiler_command(arch: str, libc: str, compiler: str) -> list[str]:
+    """The command that compiles for ``arch``.
+
+    Args:
+        arch: one of :data:`ARCHS`.
+        libc: ``"glibc"`` or ``"glibc:2.28"`` (the oldest that it must run on), or ``"musl"``.
+        compiler: ``"zig"`` (the package ziglang), ``"cc"`` (for this machine), or a C compiler driver on PATH.
+
+    Raises:
+        ToolchainError: COMPILE, no such architecture or C library; MISSING_TOOL, the compiler is not installed.
+    """
+    name, _, oldest = libc.partition(":")
+    if arch not in _ZIG:
+        raise _error(f"got the architecture {arch!r}; the edge runtime is built for {', '.join(ARCHS)}")
+    if name not in ("glibc", "musl") or (name == "musl" and oldest):
+        raise _error(f"got the C library {libc!r}; allowed: glibc, glibc:VERSION, musl")
+    if compiler in ("zig", "zig-cc"):
+        if importlib.util.find_spec("ziglang") is None:
+            raise _missing("the Python package ziglang is not installed", "pip install 'ziglang>=0.13,<0.17'")
+        processor, gnu, musl, flags = _ZIG[arch]
+        triple = f"{processor}-linux-{gnu if name == 'glibc' else musl}" + (f".{oldest}" if oldest else "")
+        # zig's driver turns the undefined-behaviour sanitizer on unless it is told otherwise.
+        return [sys.executable, "-m", "ziglang", "cc", "-target", triple, *flags, "-fno-sanitize=undefined"]
+    if shutil.which(compiler) is None:
+        raise _missing(f"the C compiler {compiler!r} is not on PATH", "apt-get install gcc, or take the compiler 'zig'")
+    if compiler in ("cc", "gcc") and platform.machine() != arch:
+        raise _error(f"{compiler!r} compiles for this machine ({platform.machine()}), not for {arch}")
+    return [compiler]
+
+
+def build_runner(arch: str, libc: str, compiler: str, out: Path, model: StaticModel | None = None) -> RunnerFiles:
+    """Build the runtime into the folder ``out``.
+
+    With ``libc="musl"`` the program is static, and there is no library: a static program cannot open another one.
+    With a ``model`` the program is the static form: it holds the model, takes no bundle and opens no library.
+
+    Args:
+        arch: one of :data:`ARCHS`.
+        libc: see :func:`compiler_command`.
+        compiler: see :func:`compiler_command`.
+        out: is made; files of the same names are replaced.
+        model: to be linked into the program.
+
+    Raises:
+        ToolchainError: COMPILE, with the compiler's words; MISSING_TOOL.
+    """
+    command = compiler_command(arch, libc, compiler)
+    static = libc == "musl"
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="edge-") as name:
+        folder = Path(name)
+        for part in ("include", "src"):
+            shutil.copytree(EDGE / part, folder / part)
+        runtime = [f"{source}.o" for source in RUNTIME_SOURCES]
+        program = [f"{source}.o" for source in PROGRAM_SOURCES]
+        defines = ["-DTC_STATIC_MODEL"] if model is not None else []
+        _compile_all(command, [*RUNTIME_SOURCES, *PROGRAM_SOURCES], defines, folder)
+        extra = _model_objects(command, model, folder) if model is not None else []
+        link = [*command, *_LINK_FLAGS, *(["-static"] if static else [])]
+        # The exports of an engine that is linked in stay inside; nothing opens it.
+        _call([*link, "-o", PROGRAM_NAME, *program, *runtime, *extra, *_LIBRARIES], folder)
+        names = [PROGRAM_NAME]
+        if not static and model is None:
+            soname = f"-Wl,-soname,{LIBRARY_NAME}"
+            _call([*link, "-shared", soname, "-o", LIBRARY_NAME, *runtime, *_LIBRARIES], folder)
+            names.append(LIBRARY_NAME)
+        for file in names:
+            _place(folder / file, out / file)
+    headers = tuple(_place(EDGE / "include" / header, out / header) for header in HEADERS)
+    return RunnerFiles(out / LIBRARY_NAME if LIBRARY_NAME in names else None, out / PROGRAM_NAME, headers)
+
+
+def _compile_all(command: list[str], sources: list[str], defines: list[str], folder: Path) -> None:
+    def one(source: str) -> None:
+        _call([*command, *_FLAGS, *defines, "-c", f"src/{source}.c", "-o", f"{source}.o"], folder)
+
+    with ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0)))) as pool:
+        list(pool.map(one, sources))
+
+
+def _model_objects(command: list[str], model: StaticModel, folder: Path) -> list[str]:
+    data = ",".join(str(byte) for byte in model.bundle_json)
+    (folder / "bundle_json.c").write_text(
+        "#include <stddef.h>\n"
+        f"const char toolchain_bundle_json[] = {{{data or 0}}};\n"
+        f"const size_t toolchain_bundle_json_bytes = {len(model.bundle_json)};\n"
+    )
+    _call([*command, "-Os", "-w", "-c", "bundle_json.c", "-o", "bundle_json.o"], folder)
+    names = ["bundle_json.o"]
+    for index, path in enumerate(model.objects):
+        name = f"model-{index}{path.suffix}"
+        shutil.copyfile(path, folder / name)
+        names.append(name)
+    return names
+
+
+def _place(source: Path, destination: Path) -> Path:
+    partial = destination.with_name(f".{destination.name}.partial")
+    shutil.copy(source, partial)
+    os.replace(partial, destination)
+    return destination
+
+
+def _call(command: list[str], folder: Path) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise ToolchainError(
+            f"the edge runtime cannot be built: {' '.join(command[:5])} ... ended with {done.returncode}",
+            details=lines[:20],
+            code=ExitCode.COMPILE,
+        )
+
+
+def _error(what: str) -> ToolchainError:
+    return ToolchainError(what, where="the edge runtime", code=ExitCode.COMPILE)
+
+
+def _missing(what: str, install: str) -> ToolchainError:
+    return ToolchainError(what, where="the edge runtime", hint=install, code=ExitCode.MISSING_TOOL)
