@@ -14,7 +14,8 @@ from toolchain.runtime.contract import Contract, bad_input
 if TYPE_CHECKING:
     import numpy as np
 
-_SEVERITY_ERROR = 3
+# Errors are exceptions here, which say the same; a served model would let its clients fill the log.
+_SEVERITY_FATAL = 4
 
 
 class OnnxRuntimeRunner:
@@ -67,7 +68,7 @@ def _session(path: Path, provider: str, threads: int, spinning: bool) -> Any:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-    options.log_severity_level = _SEVERITY_ERROR
+    options.log_severity_level = _SEVERITY_FATAL
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:

@@ -15,8 +15,8 @@ from toolchain.runtime.server.api import InferRequest, ServeError, Status
 LOGGER = "toolchain.serve"
 _log = logging.getLogger(LOGGER)
 _SERVERS_FAULT = (Status.INTERNAL, Status.UNAVAILABLE)
-#: Refusals that are the client's fault are logged at most so often a second.
-_REFUSALS_A_SECOND = 10
+#: Failed requests are logged at most so often a second, and so are refused ones: clients must not fill the disk.
+_A_SECOND = 10
 
 
 class JsonFormatter(logging.Formatter):
@@ -43,8 +43,25 @@ def set_up_logs(level: int = logging.INFO) -> None:
     _log.propagate = False
 
 
+class _Limit:
+    """Allows so many a second, and counts the others."""
+
+    def __init__(self) -> None:
+        self.hidden = 0
+        self._second = 0
+        self._count = 0
+
+    def allows(self) -> bool:
+        second = time.monotonic_ns() // 1_000_000_000
+        if second != self._second:
+            self._second, self._count = second, 0
+        self._count += 1
+        self.hidden += self._count > _A_SECOND
+        return self._count <= _A_SECOND
+
+
 class RequestLog:
-    """Logs of single requests: failures that are the server's fault always, others and successes in part.
+    """Logs of single requests: failed and refused ones up to ten a second each, successes in part.
 
     Args:
         success_share: share of the answered requests that are logged.
@@ -54,9 +71,7 @@ class RequestLog:
     def __init__(self, success_share: float, *, traces: bool = False) -> None:
         self._share = success_share
         self._due = 0.0
-        self._second = 0
-        self._refusals = 0
-        self._hidden = 0
+        self._failures, self._refusals = _Limit(), _Limit()
         self.traces = traces
         self._tracer: Any = None
         self._propagate: Any = None
@@ -77,20 +92,17 @@ class RequestLog:
         _log.info("request answered", extra={"facts": _facts(request, version, arrived)})
 
     def refused(self, request: InferRequest, version: str, error: ServeError, arrived: int) -> None:
+        faulty = error.status in _SERVERS_FAULT
+        limit = self._failures if faulty else self._refusals
+        if not limit.allows():
+            return
         facts = _facts(request, version, arrived) | {"status": error.status.value[0], "error": error.message}
-        if error.status in _SERVERS_FAULT:
+        if limit.hidden:
+            facts["not_logged_before"], limit.hidden = limit.hidden, 0
+        if faulty:
             _log.error("request failed", extra={"facts": facts})
-            return
-        second = time.monotonic_ns() // 1_000_000_000
-        if second != self._second:
-            self._second, self._refusals = second, 0
-        self._refusals += 1
-        if self._refusals > _REFUSALS_A_SECOND:
-            self._hidden += 1
-            return
-        if self._hidden:
-            facts["not_logged_before"], self._hidden = self._hidden, 0
-        _log.warning("request refused", extra={"facts": facts})
+        else:
+            _log.warning("request refused", extra={"facts": facts})
 
     def span(self, request: InferRequest) -> AbstractContextManager[Any]:
         """A span around one inference, under the client's ``traceparent`` where it sent one."""
