@@ -39,6 +39,7 @@ def command(
     p99_ms: float,
     concurrency: int,
     output: Path,
+    execution: str | None,
     **flags: Any,
 ) -> None:
     """Serve BUNDLES (folders of releases or bundles, or FOLDER@TARGET) over the Open Inference Protocol.
@@ -46,6 +47,28 @@ def command(
     Several versions of one model may be given; the latest answers requests that name none.  SIGTERM lets running
     requests end.
     """
+    from toolchain.runtime.server import spare
+
+    try:
+        if bundles and not tune and execution in (None, "process"):
+            # It starts while everything else is imported.
+            spare.prepare()
+        _run(bundles, file, tls_cert, tls_key, tune, p99_ms, concurrency, output, flags | {"execution": execution})
+    finally:
+        spare.discard()
+
+
+def _run(
+    bundles: tuple[str, ...],
+    file: Path | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+    tune: bool,
+    p99_ms: float,
+    concurrency: int,
+    output: Path,
+    flags: dict[str, Any],
+) -> None:
     from toolchain.runtime.server.settings import load_settings
 
     if bool(tls_cert) != bool(tls_key):

@@ -1,7 +1,8 @@
-"""The process that runs one engine for the server; ``python -m toolchain.runtime.server.engine_process JSON``.
+"""The process that runs one engine for the server; ``python -m toolchain.runtime.server.engine_process SOCKET``.
 
-It opens the engine, runs the self-test where it is asked to, says that it is ready, and then answers one message with
-one message until the server closes the socket.  Nothing of the server's network is ever inherited or imported.
+The first message on the socket says what it runs.  It opens the engine, runs the self-test where it is asked to, says
+that it is ready, and then answers one message with one message until the server closes the socket.  Nothing of the
+server's network is ever inherited or imported.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolchain.errors import ToolchainError
 from toolchain.runtime.server.slots import HEADER, MESSAGE_BYTES, Kind, Slot, TensorLayout
 
 if TYPE_CHECKING:
@@ -24,24 +26,33 @@ if TYPE_CHECKING:
 
 _CACHED_REQUESTS = 64
 _TEXT_BYTES = 8192
+_MOST_SLOTS = 16
 
 
 def main() -> None:
     """Serve one engine over the socket that the arguments name."""
     # Ctrl-C in a terminal reaches the whole group; the server decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    arguments = json.loads(sys.argv[1])
-    channel = socket.socket(fileno=arguments["socket"])
-    from toolchain.errors import ToolchainError
-
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    # It may have been started before it is known for what.
+    message, fds, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, _MOST_SLOTS)
+    if not message:
+        return
+    arguments = json.loads(message)
     try:
         engine, facts = open_tested(arguments)
     except ToolchainError as error:
-        text = json.dumps(error.to_json()).encode()[:_TEXT_BYTES]
-        _send(channel, HEADER.pack(Kind.REFUSED, 0, 0, 0) + text)
+        _send(channel, HEADER.pack(Kind.REFUSED, 0, 0, 0) + _refusal(error))
         return
     if _send(channel, HEADER.pack(Kind.READY, 0, 0, 0) + json.dumps(facts).encode()):
-        _serve(channel, engine, arguments["slots"], arguments["tensor_bytes"])
+        _serve(channel, engine, fds, arguments["tensor_bytes"])
+
+
+def _refusal(error: ToolchainError) -> bytes:
+    """The error as JSON that fits into a message."""
+    data = error.to_json()
+    details = [line[: _TEXT_BYTES // 8] for line in data["details"][:8]]
+    return json.dumps(data | {"what": data["what"][:_TEXT_BYTES], "details": details, "debug": ""}).encode()
 
 
 def _send(channel: socket.socket, message: bytes) -> bool:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
@@ -17,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from toolchain.bundle.manifest import Tolerance
 from toolchain.errors import ToolchainError
+from toolchain.runtime.server import spare
 from toolchain.runtime.server.batcher import Job
 from toolchain.runtime.server.slots import HEADER, MESSAGE_BYTES, Kind, Shapes, Slot, TensorLayout
 
@@ -79,9 +77,8 @@ class ProcessWorker:
         self.served = 0
         self.mean_ns = float(_QUICK_NS)
         self.reason = ""
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = self._spawn(launch, theirs)
+        self._process, self._channel = spare.take()
+        self._send_launch(launch)
         self._channel.setblocking(False)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._channel.fileno(), self._readable)
@@ -155,23 +152,19 @@ class ProcessWorker:
         self._process.kill()
         await asyncio.to_thread(self._process.wait)
 
-    def _spawn(self, launch: Launch, theirs: socket.socket) -> subprocess.Popen[bytes]:
-        fds = [slot.fd for slot in self._slots]
+    def _send_launch(self, launch: Launch) -> None:
         arguments = {
-            "socket": theirs.fileno(),
-            "slots": fds,
             "folder": str(launch.folder),
             "provider": launch.provider,
             "threads": launch.threads,
             "tensor_bytes": launch.tensor_bytes,
             "selftest": None if launch.selftest is None else asdict(launch.selftest),
         }
-        return subprocess.Popen(
-            [sys.executable, "-m", "toolchain.runtime.server.engine_process", json.dumps(arguments)],
-            stdin=subprocess.DEVNULL,
-            stdout=sys.stderr.fileno() if _has_fd(sys.stderr) else subprocess.DEVNULL,
-            pass_fds=[theirs.fileno(), *fds],
-        )
+        try:
+            socket.send_fds(self._channel, [json.dumps(arguments).encode()], [slot.fd for slot in self._slots])
+        except OSError:
+            # It is dead already; the end of its socket is about to be read.
+            return
 
     def _readable(self) -> None:
         try:
@@ -231,11 +224,3 @@ def _ending(code: int | None) -> str:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else "unknown"
         return f"its process was ended by signal {-code} ({name})"
     return f"its process ended with code {code}"
-
-
-def _has_fd(stream: object) -> bool:
-    try:
-        os.fstat(stream.fileno())  # type: ignore[attr-defined]
-    except (AttributeError, OSError, ValueError):
-        return False
-    return True
