@@ -325,3 +325,23 @@ def test_the_model_says_what_it_is(release: Path) -> None:
             assert config["dynamic_batching"]["preferred_batch_size"] == [4]
 
     asyncio.run(main())
+
+
+def test_a_model_whose_workers_cannot_start_any_more_is_unavailable_until_they_can(release: Path) -> None:
+    async def main() -> None:
+        async with serving(release) as core:
+            (version,) = core.repository.versions()
+            folder = version.placed.folder
+            folder.rename(folder.with_suffix(".away"))
+            os.kill(pids(core)[0], signal.SIGKILL)
+            # It waits while workers are tried, and is answered when they are given up.
+            error = await refusal(core, request_of(1))
+            assert error.status is Status.UNAVAILABLE
+            assert [e.state for e in core.index()] == ["UNAVAILABLE"]
+            assert not core.ready()
+            assert (await refusal(core, request_of(1))).status is Status.UNAVAILABLE
+            folder.with_suffix(".away").rename(folder)
+            await until(core.ready)
+            assert ((await core.infer(request_of(2))).outputs["y"] == 2).all()
+
+    asyncio.run(main())

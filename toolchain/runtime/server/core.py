@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolchain.errors import ExitCode, ToolchainError
 from toolchain.runtime.server import describe, metrics
@@ -18,6 +18,9 @@ from toolchain.runtime.server.settings import ServerSettings
 from toolchain.runtime.server.traffic import Traffic
 from toolchain.runtime.server.version import ModelVersion
 from toolchain.runtime.server.watch import Watcher
+
+if TYPE_CHECKING:
+    from toolchain.runtime.server.traces import Traces
 
 #: A request that fails like this in a version on trial is answered by the trusted version instead.
 _SERVERS_FAULT = (Status.INTERNAL, Status.UNAVAILABLE)
@@ -33,7 +36,12 @@ class ServingCore:
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.repository = Repository(settings)
-        self._log = RequestLog(settings.logs.success_share, traces=settings.logs.traces)
+        self._log = RequestLog(settings.logs.success_share)
+        self._traces: Traces | None = None
+        if settings.logs.traces:
+            from toolchain.runtime.server.traces import Traces
+
+            self._traces = Traces()
         self._watching: asyncio.Task[None] | None = None
         self._started = False
         self._draining = False
@@ -68,6 +76,8 @@ class ServingCore:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watching
         await self.repository.close()
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
 
     async def kill(self) -> None:
         """End the workers whatever they are at."""
@@ -107,14 +117,17 @@ class ServingCore:
         traffic = self.repository.traffic(request.model)
         version = traffic.route(request.version)
         log = self._log
-        with log.span(request) if log.traces else contextlib.nullcontext():
-            try:
+        try:
+            if self._traces is None:
                 response = await version.infer(request, arrived)
-            except ServeError as error:
-                if error.status not in _SERVERS_FAULT:
-                    log.refused(request, version.version, error, arrived)
-                    raise
-                response = await self._second_chance(traffic, version, request, error, arrived)
+            else:
+                with self._traces.span(request):
+                    response = await version.infer(request, arrived)
+        except ServeError as error:
+            if error.status not in _SERVERS_FAULT:
+                log.refused(request, version.version, error, arrived)
+                raise
+            response = await self._second_chance(traffic, version, request, error, arrived)
         if traffic.trial is not None:
             traffic.count(version, failed=response.version != version.version)
         if log.wants_success():

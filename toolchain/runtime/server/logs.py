@@ -1,4 +1,4 @@
-"""Structured logs, a line of JSON each on standard error, and optional OpenTelemetry traces."""
+"""Structured logs: a line of JSON each, on standard error."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import json
 import logging
 import sys
 import time
-from contextlib import AbstractContextManager
 from typing import Any
 
-from toolchain.errors import ExitCode, ToolchainError
 from toolchain.runtime.server.api import InferRequest, ServeError, Status
 
 LOGGER = "toolchain.serve"
@@ -65,18 +63,12 @@ class RequestLog:
 
     Args:
         success_share: share of the answered requests that are logged.
-        traces: make OpenTelemetry spans.
     """
 
-    def __init__(self, success_share: float, *, traces: bool = False) -> None:
+    def __init__(self, success_share: float) -> None:
         self._share = success_share
         self._due = 0.0
         self._failures, self._refusals = _Limit(), _Limit()
-        self.traces = traces
-        self._tracer: Any = None
-        self._propagate: Any = None
-        if traces:
-            self._tracer, self._propagate = _tracer()
 
     def wants_success(self) -> bool:
         """Whether the next success is one of those that are logged."""
@@ -104,31 +96,7 @@ class RequestLog:
         else:
             _log.warning("request refused", extra={"facts": facts})
 
-    def span(self, request: InferRequest) -> AbstractContextManager[Any]:
-        """A span around one inference, under the client's ``traceparent`` where it sent one."""
-        parent = request.parameters.get("traceparent")
-        context = self._propagate.extract({"traceparent": str(parent)}) if parent else None
-        attributes = {"model": request.model, "request.id": request.id}
-        span: AbstractContextManager[Any] = self._tracer.start_as_current_span(
-            "infer", context=context, attributes=attributes
-        )
-        return span
-
 
 def _facts(request: InferRequest, version: str, arrived: int) -> dict[str, Any]:
     spent = (time.monotonic_ns() - arrived) / 1e6
     return {"model": request.model, "version": version, "request": request.id, "ms": round(spent, 3)}
-
-
-def _tracer() -> tuple[Any, Any]:
-    try:
-        from opentelemetry import trace
-        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-    except ImportError:
-        raise ToolchainError(
-            "traces need OpenTelemetry, which is not installed",
-            where="logs.traces",
-            hint="pip install opentelemetry-sdk, or leave traces off",
-            code=ExitCode.MISSING_TOOL,
-        ) from None
-    return trace.get_tracer("toolchain.serve"), TraceContextTextMapPropagator()
