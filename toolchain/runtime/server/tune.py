@@ -27,7 +27,6 @@ from toolchain.storage import storage_errors
 if TYPE_CHECKING:
     import numpy as np
 
-_WARM_S, _MEASURE_S = 0.3, 1.5
 _BATCHES = (2, 4, 8, 16, 32, 64)
 _DELAYS_US = (200, 1000)
 #: A batch size or delay must gain so much to be taken: less is noise, and smaller is simpler.
@@ -74,12 +73,14 @@ class Search:
         p99_ms: the limit.
         concurrency: number of clients.
         say: told each figure.
+        seconds: length of each measurement, after a fifth of it as warm-up.
     """
 
     reference: str
     p99_ms: float
     concurrency: int
     say: Callable[[str], None]
+    seconds: float = 1.5
     name: str = ""
     most_rows: int | None = 1
     figures: list[Figure] = field(default_factory=list)
@@ -144,14 +145,17 @@ class Search:
             self.most_rows = version.check.max_rows if version.check.batch_axes else 1
             inputs = _inputs(version.placed.contract, version.placed.folder)
             request = InferRequest(self.name, "", inputs)
-            await _load(core, request, self.concurrency, _WARM_S)
-            latencies = await _load(core, request, self.concurrency, _MEASURE_S)
+            await _load(core, request, self.concurrency, self.seconds / 5)
+            latencies = await _load(core, request, self.concurrency, self.seconds)
         finally:
             await core.close()
         latencies.sort()
         count = len(latencies)
         figure = Figure(
-            choice, count / _MEASURE_S, latencies[count // 2] * 1e3, latencies[min(count - 1, int(count * 0.99))] * 1e3
+            choice,
+            count / self.seconds,
+            latencies[count // 2] * 1e3,
+            latencies[min(count - 1, int(count * 0.99))] * 1e3,
         )
         if listed:
             self.figures.append(figure)
