@@ -27,6 +27,7 @@ int32_t tcr_dtype_of(const char *name) {
 bool tcr_bytes_of(int32_t dtype, int32_t rank, const int64_t *shape, size_t *bytes) {
   uint64_t total = tcr_item_size(dtype);
   bool empty = false;
+  if (total == 0) return false;
   for (int32_t i = 0; i < rank; i++) {
     if (shape[i] < 0) return false;
     if (shape[i] == 0) empty = true;

@@ -15,6 +15,12 @@ const uint32_t tcr_sha256_constants[64] = {
 
 static uint32_t rotated(uint32_t value, int by) { return value >> by | value << (32 - by); }
 
+#define ROUND(a, b, c, d, e, f, g, h, i)                                                                             \
+  s[h] += (rotated(s[e], 6) ^ rotated(s[e], 11) ^ rotated(s[e], 25)) + ((s[e] & s[f]) ^ (~s[e] & s[g])) +            \
+          tcr_sha256_constants[i] + w[i];                                                                            \
+  s[d] += s[h];                                                                                                      \
+  s[h] += (rotated(s[a], 2) ^ rotated(s[a], 13) ^ rotated(s[a], 22)) + ((s[a] & s[b]) ^ (s[a] & s[c]) ^ (s[b] & s[c]));
+
 static void portable_blocks(uint32_t *state, const uint8_t *data, size_t count) {
   for (; count; count--, data += 64) {
     uint32_t w[64], s[8];
@@ -27,14 +33,15 @@ static void portable_blocks(uint32_t *state, const uint8_t *data, size_t count) 
       w[i] = w[i - 16] + a + w[i - 7] + b;
     }
     memcpy(s, state, sizeof s);
-    for (int i = 0; i < 64; i++) {
-      uint32_t e = rotated(s[4], 6) ^ rotated(s[4], 11) ^ rotated(s[4], 25);
-      uint32_t one = s[7] + e + ((s[4] & s[5]) ^ (~s[4] & s[6])) + tcr_sha256_constants[i] + w[i];
-      uint32_t a = rotated(s[0], 2) ^ rotated(s[0], 13) ^ rotated(s[0], 22);
-      uint32_t two = a + ((s[0] & s[1]) ^ (s[0] & s[2]) ^ (s[1] & s[2]));
-      memmove(s + 1, s, 7 * sizeof *s);
-      s[4] += one;
-      s[0] = one + two;
+    for (int i = 0; i < 64; i += 8) { /* variables change their places instead of being moved */
+      ROUND(0, 1, 2, 3, 4, 5, 6, 7, i)
+      ROUND(7, 0, 1, 2, 3, 4, 5, 6, i + 1)
+      ROUND(6, 7, 0, 1, 2, 3, 4, 5, i + 2)
+      ROUND(5, 6, 7, 0, 1, 2, 3, 4, i + 3)
+      ROUND(4, 5, 6, 7, 0, 1, 2, 3, i + 4)
+      ROUND(3, 4, 5, 6, 7, 0, 1, 2, i + 5)
+      ROUND(2, 3, 4, 5, 6, 7, 0, 1, i + 6)
+      ROUND(1, 2, 3, 4, 5, 6, 7, 0, i + 7)
     }
     for (int i = 0; i < 8; i++) state[i] += s[i];
   }

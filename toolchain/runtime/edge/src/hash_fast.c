@@ -6,7 +6,7 @@
 
 /* The working variables are kept as ABEF and CDGH, the order that sha256rnds2 takes (Intel SDM). */
 #define ROUNDS(number, w)                                                                                   \
-  k = _mm_add_epi32(w, _mm_loadu_si128((const __m128i *)(const void *)(tcr_sha256_constants + 4 * number))); \
+  k = _mm_add_epi32(w, _mm_loadu_si128((const __m128i *)(const void *)(tcr_sha256_constants + 4 * (number)))); \
   cdgh = _mm_sha256rnds2_epu32(cdgh, abef, k);                                                              \
   abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(k, 0x0e));
 #define NEXT(number, w, x, y, z)                                                             \

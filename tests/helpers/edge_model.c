@@ -1,0 +1,103 @@
+/* An engine ahead of time, by hand: scores = relu(image[batch,4] @ W[4,3]), or, where SEQUENCE is defined, the tokens
+ * model of bundle_samples.py.  BATCH and SEQUENCE: sizes it takes, 0 for any. */
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "toolchain_model.h"
+
+#ifndef SLOW_MS
+#define SLOW_MS 0
+#endif
+#ifndef ARENA
+#define ARENA 16
+#endif
+#ifndef ABI
+#define ABI TC_MODEL_ABI
+#endif
+
+static const int64_t any_batch = BATCH ? BATCH : -1;
+static float weight(int k, int j) { return (float)(k * 3 + j) / 7 - 0.5f; }
+
+struct tc_instance { char *arena; };
+
+#ifdef SEQUENCE
+static const int64_t tokens_shape[] = {BATCH ? BATCH : -1, SEQUENCE ? SEQUENCE : -2, 4};
+static const int64_t mask_shape[] = {BATCH ? BATCH : -1, SEQUENCE ? SEQUENCE : -2};
+static const int64_t states_shape[] = {BATCH ? BATCH : -1, SEQUENCE ? SEQUENCE : -2, 3};
+static const int64_t pooled_shape[] = {BATCH ? BATCH : -1, 4};
+static const tc_tensor inputs[] = {{"tokens", TC_FLOAT32, 3, tokens_shape}, {"mask", TC_FLOAT32, 2, mask_shape}};
+static const tc_tensor outputs[] = {{"states", TC_FLOAT32, 3, states_shape}, {"pooled", TC_FLOAT32, 2, pooled_shape}};
+#else
+static const int64_t image_shape[] = {BATCH ? BATCH : -1, 4};
+static const int64_t scores_shape[] = {BATCH ? BATCH : -1, 3};
+static const tc_tensor inputs[] = {{"image", TC_FLOAT32, 2, image_shape}};
+static const tc_tensor outputs[] = {{"scores", TC_FLOAT32, 2, scores_shape}};
+#endif
+static const tc_dim dims[] = {{"batch", 1, 64}, {"sequence", 1, 16}};
+
+static void output_shape(uint32_t output, const int64_t *sizes, int64_t *shape) {
+  for (int32_t i = 0; i < outputs[output].rank; i++)
+    shape[i] = outputs[output].shape[i] < 0 ? sizes[-(outputs[output].shape[i] + 1)] : outputs[output].shape[i];
+}
+
+static uint64_t arena_bytes(const int64_t *sizes) { (void)sizes; return ARENA; }
+
+static int32_t open_it(int32_t threads, tc_instance **instance) {
+  (void)threads;
+  *instance = calloc(1, sizeof **instance);
+  if (*instance == NULL) return TC_MODEL_NO_MEMORY;
+  (*instance)->arena = malloc((size_t)ARENA);
+  if ((*instance)->arena != NULL) return TC_MODEL_OK;
+  free(*instance);
+  *instance = NULL;
+  return TC_MODEL_NO_MEMORY;
+}
+
+static int32_t run(tc_instance *instance, const int64_t *sizes, const void *const *in, void *const *out) {
+  int64_t batch = any_batch < 0 ? sizes[0] : BATCH;
+  const float *x = in[0];
+  float *y = out[0];
+  instance->arena[0] = 1;
+  nanosleep(&(struct timespec){SLOW_MS / 1000, SLOW_MS % 1000 * 1000000L}, NULL);
+#ifdef FAILS
+  return 77;
+#endif
+#ifdef SEQUENCE
+  int64_t sequence = SEQUENCE ? SEQUENCE : sizes[BATCH ? 0 : 1];
+  const float *mask = in[1];
+  float *pooled = out[1];
+  memset(pooled, 0, (size_t)batch * 4 * sizeof *pooled);
+  for (int64_t r = 0; r < batch * sequence; r++)
+    for (int k = 0; k < 4; k++) pooled[r / sequence * 4 + k] += x[r * 4 + k] * mask[r];
+  batch *= sequence;
+#endif
+  for (int64_t r = 0; r < batch; r++)
+    for (int j = 0; j < 3; j++) {
+      float sum = 0;
+      for (int k = 0; k < 4; k++) sum += x[r * 4 + k] * weight(k, j);
+#ifdef SEQUENCE
+      y[r * 3 + j] = sum;
+#else
+      y[r * 3 + j] = sum > 0 ? sum : 0;
+#endif
+    }
+  return TC_MODEL_OK;
+}
+
+static void close_it(tc_instance *instance) {
+  if (instance != NULL) free(instance->arena);
+  free(instance);
+}
+
+const tc_model *toolchain_model(void) {
+  static const tc_model model = {
+      ABI, sizeof inputs / sizeof *inputs, sizeof outputs / sizeof *outputs,
+#ifdef SEQUENCE
+      (BATCH == 0) + (SEQUENCE == 0),
+#else
+      BATCH == 0,
+#endif
+      inputs, outputs, dims, 0, output_shape, arena_bytes, open_it, run, close_it};
+  return &model;
+}
