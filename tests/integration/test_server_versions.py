@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -182,3 +183,39 @@ def test_versions_are_ordered_as_semantic_versions() -> None:
     ordered = ["1.0.0-alpha", "1.0.0-alpha.1", "1.0.0-alpha.beta", "1.0.0-beta.2", "1.0.0-beta.11", "1.0.0", "1.10.0"]
     shuffled = ordered[::-1]
     assert sorted(shuffled, key=version_key) == ordered
+
+
+def test_the_same_version_twice_is_a_mistake_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    async def main() -> None:
+        first, second = release(tmp_path / "a", 1), release(tmp_path / "b", 1)
+        with pytest.raises(ToolchainError, match=r"is obedient 1\.0\.0, and so is"):
+            async with serving(first, second):
+                pass
+        assert list(tmp_path.glob("toolchain-bundle-*")) == []
+
+    asyncio.run(main())
+
+
+def test_another_bundle_of_the_same_version_takes_its_place(tmp_path: Path) -> None:
+    async def main() -> None:
+        watched = tmp_path / "watched"
+        path = obedient_release(watched, "1.0.0", offset=1)
+        async with serving(watch=watched) as core:
+            assert float((await core.infer(request_of(1))).outputs["y"][0, 0]) == 2
+            replacement = obedient_release(tmp_path / "new", "1.0.0", offset=5)
+            path.rename(tmp_path / "old")
+            replacement.rename(path)
+            end = time.monotonic() + 10
+            values = set()
+            while 6.0 not in values:
+                values.add(float((await core.infer(request_of(1))).outputs["y"][0, 0]))
+                assert time.monotonic() < end
+                await asyncio.sleep(0.001)
+            assert values <= {2.0, 6.0}
+            assert [entry.state for entry in core.index()] == ["READY"]
+
+    asyncio.run(main())

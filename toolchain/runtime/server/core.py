@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from toolchain.runtime.server.traces import Traces
 
 #: A request that fails like this in a version on trial is answered by the trusted version instead.
-_SERVERS_FAULT = (Status.INTERNAL, Status.UNAVAILABLE)
+_SERVERS_FAULT = (Status.INTERNAL, Status.UNAVAILABLE, Status.FULL)
 
 
 class ServingCore:

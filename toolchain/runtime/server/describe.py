@@ -46,7 +46,7 @@ def config(traffic: Traffic, version: ModelVersion) -> dict[str, Any]:
         "name": version.name,
         "platform": f"{engine.backend}_{'onnx' if engine.backend == 'onnxruntime' else 'library'}",
         "backend": engine.backend,
-        "version_policy": {"specific": {"versions": sorted(traffic.versions, key=version_key)}},
+        "version_policy": {"latest": {"num_versions": len(traffic.versions)}},
         "max_batch_size": most,
         "input": [
             {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from toolchain.errors import ToolchainError, did_you_mean
+from toolchain.errors import ExitCode, ToolchainError, did_you_mean
 from toolchain.runtime.server.api import IndexEntry, ServeError, Status
 from toolchain.runtime.server.settings import ServerSettings
 from toolchain.runtime.server.traffic import Traffic, version_key
@@ -44,8 +45,7 @@ class Repository:
         Raises:
             ToolchainError: one of them cannot be loaded; nothing stays loaded then.
         """
-        placed = await asyncio.gather(*(asyncio.to_thread(place_bundle, r) for r in references))
-        versions = [self._make(one, pinned=True) for one in placed]
+        versions = [self._make(one, pinned=True) for one in await _place_all(references)]
         loads = [asyncio.ensure_future(version.load()) for version in versions]
         try:
             await asyncio.gather(*loads)
@@ -101,7 +101,7 @@ class Repository:
             loaded = self.models[name].versions if name in self.models else {}
             if all(version in loaded for version in sources):
                 return
-            for source in [sources[version] for version in sorted(sources, key=version_key)]:
+            for source in [sources[v] for v in sorted(sources, key=version_key) if v not in loaded]:
                 try:
                     await self.add(source.reference, pinned=source.pinned)
                 except ToolchainError as error:
@@ -191,3 +191,26 @@ class Repository:
 
     def _unknown(self, name: str) -> str:
         return f"there is no model {name!r}{did_you_mean(name, self._sources)}"
+
+
+async def _place_all(references: Sequence[str]) -> list[Placed]:
+    """Lay out the files of every bundle, or of none.
+
+    Raises:
+        ToolchainError: one cannot be, or two are the same version of one model (USAGE).
+    """
+    tasks = (asyncio.to_thread(place_bundle, reference) for reference in references)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    placed = [result for result in results if isinstance(result, Placed)]
+    problem = next((result for result in results if isinstance(result, BaseException)), None)
+    seen: dict[tuple[str, str], str] = {}
+    for one in placed:
+        other = seen.setdefault((one.manifest.name, one.manifest.version), one.reference)
+        if other is not one.reference and problem is None:
+            what = f"is {one.manifest.name} {one.manifest.version}, and so is {other}"
+            problem = ToolchainError(what, where=one.reference, code=ExitCode.USAGE)
+    if problem is not None:
+        for one in placed:
+            shutil.rmtree(one.folder, ignore_errors=True)
+        raise problem
+    return placed

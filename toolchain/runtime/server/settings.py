@@ -39,6 +39,7 @@ class ModelSettings(Section):
     run_timeout_s: PositiveNumber = Field(
         60.0, description="seconds after which the process of a run that does not end is replaced, above 0"
     )
+    load_timeout_s: PositiveNumber = Field(300.0, description="seconds that loading and testing may take, above 0")
     priorities: Positive = Field(1, description="levels of priority, a whole number of at least 1; 1 is the highest")
     default_priority: Count = Field(0, description="level of requests that name none; 0: the middle one")
     keep_versions: Positive = Field(

@@ -76,7 +76,7 @@ class Traffic:
             if found is None:
                 known = ", ".join(sorted(self.versions, key=version_key)) or "none"
                 raise ServeError(Status.NOT_FOUND, f"model {self.name!r} has no version {version!r}; loaded: {known}")
-        elif self.trial is not None and self.trial.version.ready and self.trial.takes():
+        elif self.trial is not None and self.trial.version.ready and (self._lost() or self.trial.takes()):
             return self.trial.version
         else:
             found = self.stable or next(iter(self.versions.values()), None)
@@ -95,9 +95,9 @@ class Traffic:
         if old is not None and old is not version:
             self._replace(old, version)
             return
-        if self.stable is None or not self.stable.ready:
+        if self._lost():
             self._promote(version)
-        elif version_key(version.version) > version_key(self.stable.version):
+        elif self.stable and version_key(version.version) > version_key(self.stable.version):
             if self.trial is not None:
                 self._drop_trial(f"version {version.version} came")
             if self.settings.trial_requests or self.settings.trial_s:
@@ -138,6 +138,10 @@ class Traffic:
             ready = [v for v in self.versions.values() if v.ready]
             self.stable = max(ready, key=lambda v: version_key(v.version), default=None)
         self._retire(version, reason)
+
+    def _lost(self) -> bool:
+        """Whether the trusted version cannot answer."""
+        return self.stable is None or not self.stable.ready
 
     def _replace(self, old: ModelVersion, version: ModelVersion) -> None:
         """The same version number with other content: it is taken at its word."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolchain.bundle.manifest import BundleManifest
-from toolchain.errors import ToolchainError
+from toolchain.errors import ExitCode, ToolchainError
 from toolchain.runtime.contract import Contract, parse_contract
 from toolchain.runtime.model import SELFTEST_NPZ, place
 from toolchain.runtime.server import stats
@@ -129,7 +129,12 @@ class ModelVersion:
         self._pool = self._make_pool()
         self.batcher.workers = self._pool
         try:
-            await self._pool.start()
+            await asyncio.wait_for(self._pool.start(), self.settings.load_timeout_s)
+        except TimeoutError:
+            await self._pool.stop()
+            self._unavailable(f"loading and testing took longer than {self.settings.load_timeout_s:g} s")
+            shutil.rmtree(self.placed.folder, ignore_errors=True)
+            raise ToolchainError(self.reason, where=self.placed.reference, code=ExitCode.INTERNAL) from None
         except BaseException as error:
             await self._pool.stop()
             reason = error.what if isinstance(error, ToolchainError) else f"{type(error).__name__}: {error}"
