@@ -81,8 +81,14 @@ class Batcher:
             ServeError: FULL, the queue is; TIMEOUT, it waited too long; INTERNAL, the engine failed on it.
             asyncio.CancelledError: the caller went; the request has left the queue.
         """
-        self._put(pending)
-        self.pump()
+        if self.queue.count or self.queueing.delay_ns or (worker := self.workers.claim()) is None:
+            self._put(pending)
+            self.pump()
+        else:
+            # Nobody waits and a worker is idle: the queue would only be in the way.
+            pending.queued = _clock()
+            self.running += 1
+            worker.start_job(Job([pending], pending.queued))
         if pending.outputs is None and pending.error is None:
             loop = asyncio.get_running_loop()
             pending.future = loop.create_future()
