@@ -1,11 +1,11 @@
 # Everything a person types here is one of: make demo, make test, make lint, make bench-build, make bench-cpu,
-# make conformance, make emulator.
+# make conformance, make emulator, make fuzz-edge.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat requirements/all.txt pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
 
-.PHONY: demo test lint bench-build bench-cpu conformance emulator clean help
+.PHONY: demo test lint bench-build bench-cpu conformance emulator fuzz-edge clean help
 
 help:
 	@echo "make demo         set up, build the digits recipe for all its targets and run one bundle"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench-build  print the build-time figures of the README"
 	@echo "make conformance  print how many of the official ONNX tests pass through TVM, and why others don't"
 	@echo "make emulator     fetch what tests run code of other CPUs on (make test does so too, at its first use)"
+	@echo "make fuzz-edge    fuzz the edge runtime for SECONDS=600 with sanitizers"
 	@echo "make bench-cpu    compare our CPU engines with ONNX Runtime, OpenVINO and PyTorch (an hour or so)"
 
 demo: $(STAMP)
@@ -45,6 +46,10 @@ emulator: $(STAMP)
 $(STAMP): requirements/all.txt pyproject.toml
 	@PYTHON=$(PYTHON) sh .ci/setup $(VENV)
 	@rm -f $(VENV)/.installed-* && touch $@
+
+SECONDS ?= 600
+fuzz-edge: $(STAMP)
+	$(BIN)/python tests/fuzz/edge.py $(SECONDS) $(SEED)
 
 clean:
 	rm -rf $(VENV) build *.egg-info artifacts/*/

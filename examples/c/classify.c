@@ -26,7 +26,8 @@ static void describe_input(tc_bundle *bundle, tc_value *value) {
   for (int32_t i = 0; i < info.rank; i++) {
     tc_dim_info dim = {.size = sizeof dim};
     value->shape[i] = info.shape[i];
-    if (info.shape[i] < 0 && tc_dim_at(bundle, (uint32_t)(-(info.shape[i] + 1)), &dim) == TC_OK) value->shape[i] = dim.min;
+    if (info.shape[i] < 0 && tc_dim_at(bundle, (uint32_t)(-(info.shape[i] + 1)), &dim) == TC_OK)
+      value->shape[i] = dim.min;
     value->bytes *= (size_t)value->shape[i];
   }
 }

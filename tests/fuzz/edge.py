@@ -1,7 +1,7 @@
 """Builds the fuzzer of the edge runtime with AddressSanitizer and UBSan, and runs it.
 
-    python tests/fuzz/edge.py SECONDS [SEED]      # with new inputs of interest written to tests/fuzz/corpus
-    python tests/fuzz/edge.py --seeds             # writes the first inputs of the corpus anew
+python tests/fuzz/edge.py SECONDS [SEED]      # with new inputs of interest written to tests/fuzz/corpus
+python tests/fuzz/edge.py --seeds             # writes the first inputs of the corpus anew
 """
 
 from __future__ import annotations
@@ -46,13 +46,19 @@ def run(folder: Path, seconds: int, seed: int = 1, save: Path | None = None) -> 
     program, model = build(folder)
     command = [str(program), str(CORPUS), str(model), str(seconds), str(seed), *([str(save)] if save else [])]
     # Failed allocations are wanted, and so are hostile sizes.
-    environment = {**os.environ, "ASAN_OPTIONS": "allocator_may_return_null=1:detect_leaks=1:handle_abort=1", "UBSAN_OPTIONS": "print_stacktrace=1:abort_on_error=1"}
+    environment = {
+        **os.environ,
+        "ASAN_OPTIONS": "allocator_may_return_null=1:detect_leaks=1:handle_abort=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1:abort_on_error=1",
+    }
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
     if done.returncode:
         crashes = [path.name for path in folder.glob("crash.*")]
         for name in crashes:
             (Path.cwd() / name).write_bytes((folder / name).read_bytes())
-        raise RuntimeError(f"ended with {done.returncode}; inputs in the working directory: {crashes}\n{done.stderr[-6000:]}")
+        raise RuntimeError(
+            f"ended with {done.returncode}; inputs in the working directory: {crashes}\n{done.stderr[-6000:]}"
+        )
     report: dict[str, int] = json.loads(done.stdout)
     return report
 

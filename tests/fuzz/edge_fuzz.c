@@ -137,8 +137,13 @@ static void random_value(tc_bundle *bundle, uint32_t index, bool output, tc_valu
   value->dtype = rnd(16) ? info.dtype : (int32_t)rnd(15) - 1;
   value->rank = rnd(16) ? info.rank : (int32_t)rnd(12) - 2;
   for (int i = 0; i < TC_MAX_RANK; i++)
-    value->shape[i] = i < info.rank && info.shape[i] >= 0 && rnd(16) ? info.shape[i] : rnd(12) ? (int64_t)rnd(20) : (int64_t)state;
-  if (!tcr_bytes_of(value->dtype, value->rank < 0 || value->rank > TC_MAX_RANK ? 0 : value->rank, value->shape, &bytes) || bytes > 65536) bytes = rnd(256);
+    value->shape[i] = i < info.rank && info.shape[i] >= 0 && rnd(16) ? info.shape[i]
+                      : rnd(12)                                      ? (int64_t)rnd(20)
+                                                                     : (int64_t)state;
+  if (!tcr_bytes_of(value->dtype, value->rank < 0 || value->rank > TC_MAX_RANK ? 0 : value->rank, value->shape,
+                    &bytes) ||
+      bytes > 65536)
+    bytes = rnd(256);
   value->bytes = output ? rnd(5000) : rnd(20) ? bytes : rnd(64);
   value->data = rnd(20) ? calloc(1, value->bytes ? value->bytes : 1) : NULL;
 }
@@ -187,13 +192,17 @@ static void try_bundle(const input *in) {
 }
 
 /* Appends a section with @D<k> and @S<k> replaced by digest and size of the section k before it. */
-static size_t expand(const unsigned char *from, size_t size, char digests[][TCR_DIGEST + 1], const size_t *sizes, int done, char *to, size_t room) {
+static size_t expand(const unsigned char *from, size_t size, char digests[][TCR_DIGEST + 1], const size_t *sizes,
+                     int done, char *to, size_t room) {
   tcr_text text = {to, room, 0};
   for (size_t i = 0; i < size && text.length < room; i++) {
-    if (i + 2 < size && from[i] == '@' && (from[i + 1] == 'D' || from[i + 1] == 'S') && from[i + 2] >= '0' && from[i + 2] < '0' + done) {
+    if (i + 2 < size && from[i] == '@' && (from[i + 1] == 'D' || from[i + 1] == 'S') && from[i + 2] >= '0' &&
+        from[i + 2] < '0' + done) {
       int k = from[i + 2] - '0';
-      if (from[i + 1] == 'D') tcr_append(&text, "%s", digests[k]);
-      else tcr_append(&text, "%zu", sizes[k]);
+      if (from[i + 1] == 'D')
+        tcr_append(&text, "%s", digests[k]);
+      else
+        tcr_append(&text, "%zu", sizes[k]);
       i += 2;
     } else {
       to[text.length++] = (char)from[i];
@@ -256,9 +265,36 @@ static void try_one(const input *in) {
 }
 
 static void mutate(input *in) {
-  static const char *const words[] = {"null", "-1", "0", "1e308", "9223372036854775807", "4294967296", "[]", "{}", "\"\"",
-      "\"batch\"", "\\u0000", "\\ud800", "[[[[[[[[", "}", "]", ",", "\"min\":", "true", "2", "64", "\xff", "'<f2'", "\n%%\n",
-      "@D1", "@S2", "\"float16\"", "\"int8\"", "\"sizes\":{\"batch\":3}", "\"batch\":true", "\"pad\":-1.5"};
+  static const char *const words[] = {"null",
+                                      "-1",
+                                      "0",
+                                      "1e308",
+                                      "9223372036854775807",
+                                      "4294967296",
+                                      "[]",
+                                      "{}",
+                                      "\"\"",
+                                      "\"batch\"",
+                                      "\\u0000",
+                                      "\\ud800",
+                                      "[[[[[[[[",
+                                      "}",
+                                      "]",
+                                      ",",
+                                      "\"min\":",
+                                      "true",
+                                      "2",
+                                      "64",
+                                      "\xff",
+                                      "'<f2'",
+                                      "\n%%\n",
+                                      "@D1",
+                                      "@S2",
+                                      "\"float16\"",
+                                      "\"int8\"",
+                                      "\"sizes\":{\"batch\":3}",
+                                      "\"batch\":true",
+                                      "\"pad\":-1.5"};
   for (uint32_t rounds = 1 + rnd(4); rounds; rounds--) {
     uint32_t size = (uint32_t)in->size, at = rnd(size + 1), length = rnd(1 + rnd(64));
     const char *word = words[rnd(sizeof words / sizeof *words)];
@@ -266,8 +302,12 @@ static void mutate(input *in) {
     const void *put = word;
     size_t bytes = strlen(word);
     switch (rnd(7)) {
-      case 0: if (at < size) in->data[at] ^= (unsigned char)(1 << rnd(8)); continue;
-      case 1: if (at < size) in->data[at] = (unsigned char)rnd(256); continue;
+      case 0:
+        if (at < size) in->data[at] ^= (unsigned char)(1 << rnd(8));
+        continue;
+      case 1:
+        if (at < size) in->data[at] = (unsigned char)rnd(256);
+        continue;
       case 2: /* remove */
         if (length > size - at) length = size - at;
         memmove(in->data + at, in->data + at + length, size - at - length);
@@ -306,7 +346,9 @@ static void keep(const input *in, const char *save) {
   write_file(path, in->data, in->size);
 }
 
-static int by_name(const struct dirent **one, const struct dirent **other) { return strcmp((*one)->d_name, (*other)->d_name); }
+static int by_name(const struct dirent **one, const struct dirent **other) {
+  return strcmp((*one)->d_name, (*other)->d_name);
+}
 
 static void read_corpus(const char *from) {
   struct dirent **names = NULL;
@@ -376,7 +418,8 @@ int main(int argc, char **argv) {
     covered += fresh;
     if (fresh) keep(&child, save);
   }
-  printf("{\"executions\": %ld, \"seeds\": %d, \"kept\": %d, \"covered\": %u}\n", runs, seeds, corpus_size - seeds, covered);
+  printf("{\"executions\": %ld, \"seeds\": %d, \"kept\": %d, \"covered\": %u}\n", runs, seeds, corpus_size - seeds,
+         covered);
   snprintf(path, sizeof path, "rm -rf '%s'", folder);
   for (int i = 0; i < corpus_size; i++) free(corpus[i].data);
   free(model_file.data);

@@ -19,7 +19,9 @@
 static const int64_t any_batch = BATCH ? BATCH : -1;
 static float weight(int k, int j) { return (float)(k * 3 + j) / 7 - 0.5f; }
 
-struct tc_instance { char *arena; };
+struct tc_instance {
+  char *arena;
+};
 
 #ifdef SEQUENCE
 static const int64_t tokens_shape[] = {BATCH ? BATCH : -1, SEQUENCE ? SEQUENCE : -2, 4};
@@ -41,7 +43,10 @@ static void output_shape(uint32_t output, const int64_t *sizes, int64_t *shape) 
     shape[i] = outputs[output].shape[i] < 0 ? sizes[-(outputs[output].shape[i] + 1)] : outputs[output].shape[i];
 }
 
-static uint64_t arena_bytes(const int64_t *sizes) { (void)sizes; return ARENA; }
+static uint64_t arena_bytes(const int64_t *sizes) {
+  (void)sizes;
+  return ARENA;
+}
 
 static int32_t open_it(int32_t threads, tc_instance **instance) {
   (void)threads;
@@ -91,13 +96,22 @@ static void close_it(tc_instance *instance) {
 }
 
 const tc_model *toolchain_model(void) {
-  static const tc_model model = {
-      ABI, sizeof inputs / sizeof *inputs, sizeof outputs / sizeof *outputs,
+  static const tc_model model = {ABI,
+                                 sizeof inputs / sizeof *inputs,
+                                 sizeof outputs / sizeof *outputs,
 #ifdef SEQUENCE
-      (BATCH == 0) + (SEQUENCE == 0),
+                                 (BATCH == 0) + (SEQUENCE == 0),
 #else
-      BATCH == 0,
+                                 BATCH == 0,
 #endif
-      inputs, outputs, dims, 0, output_shape, arena_bytes, open_it, run, close_it};
+                                 inputs,
+                                 outputs,
+                                 dims,
+                                 0,
+                                 output_shape,
+                                 arena_bytes,
+                                 open_it,
+                                 run,
+                                 close_it};
   return &model;
 }

@@ -16,7 +16,9 @@ from toolchain.data import write_npz
 from toolchain.runtime.edge.build import EDGE
 
 SOURCES = Path(__file__).with_name("edge_model.c")
-DTYPES = ("bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64").split()
+DTYPES = [
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
+]  # fmt: skip
 OK, USAGE, INCOMPATIBLE_HOST, DAMAGED_BUNDLE, BAD_INPUT, NO_ENGINE, STORAGE, NO_MEMORY, BUSY, FAILED = range(10)
 TOO_SMALL, SELF_TEST = 10, 11
 VERIFY_ALL, OPEN_ALL, WAIT = 1, 2, 4

@@ -19,13 +19,22 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import bundle_samples, edge_samples
-from helpers.bundle_samples import bundle_spec, expected_scores, expected_tokens, requirements, sample_release
+from helpers.bundle_samples import (
+    MATRIX_CONTRACT,
+    bundle_spec,
+    expected_scores,
+    expected_tokens,
+    requirements,
+    sample_release,
+)
 from helpers.edge_samples import EdgeError, Runtime, compile_model, matrix_engine, selftest_file, tokens_engine
+from helpers.emulated import EmulatedMachine
+from helpers.emulator_packages import EmulatorError
 
 from toolchain.bundle.pack import BundleSpec, pack_bundle, pack_release
 from toolchain.bundle.resolve import resolve
 from toolchain.errors import ExitCode
-from toolchain.runtime.edge.build import RunnerFiles, StaticModel, build_runner
+from toolchain.runtime.edge.build import RunnerFiles, StaticModel, build_runner, compiler_command
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
@@ -88,7 +97,8 @@ def test_a_bundle_runs_and_gives_what_the_model_gives(runtime: Runtime, release:
     for rows in (1, 5, 64):
         (scores,) = bundle.run({"image": image(rows)}, ("scores",))
         np.testing.assert_allclose(scores, expected_scores(image(rows)), rtol=1e-5, atol=1e-6)
-    assert bundle.property("form") == "aot" and bundle.property("target") == "any"
+    assert bundle.property("form") == "aot"
+    assert bundle.property("target") == "any"
     assert bundle.property("digest") == resolve(str(release)).digest
     bundle.close()
 
@@ -96,7 +106,8 @@ def test_a_bundle_runs_and_gives_what_the_model_gives(runtime: Runtime, release:
 def test_the_interface_is_versioned_and_checked_when_a_bundle_is_opened(runtime: Runtime, release: Path) -> None:
     assert runtime.lib.tc_runtime_abi() == 1
     error = refusal(runtime, release, abi=2)
-    assert error.status == edge_samples.USAGE and "made for interface 2 of the runtime, this is 1" in error.text
+    assert error.status == edge_samples.USAGE
+    assert "made for interface 2 of the runtime, this is 1" in error.text
     assert refusal(runtime, release, size=8).status == edge_samples.USAGE
 
 
@@ -144,7 +155,8 @@ def test_sizes_that_no_engine_fits_are_told_with_those_that_there_are(
         bundle.run({"image": image(2)})
     assert caught.value.status == edge_samples.BAD_INPUT
     assert "no engine of this bundle was compiled for batch=2" in caught.value.text
-    assert "'image' has no pad value" in caught.value.text and "it has engines for batch=3" in caught.value.text
+    assert "'image' has no pad value" in caught.value.text
+    assert "it has engines for batch=3" in caught.value.text
     bundle.close()
 
 
@@ -179,7 +191,7 @@ def test_of_several_bundles_the_one_is_opened_that_python_opens(
     ("change", "reason"),
     [
         ({"arch": "riscv64"}, "needs a processor of architecture riscv64, this machine is "),
-        ({"cpu_features": ["sse2", "no_such_one", "nor_that"]}, "needs CPU features no_such_one, nor_that, which this machine"),
+        ({"cpu_features": ["sse2", "no_such", "nor_that"]}, "needs CPU features no_such, nor_that, which this machine"),
         ({"libc": {"name": "glibc", "min": "9.1"}}, "needs glibc 9.1 or newer, this machine has 2."),
         ({"os": "plan9"}, "needs operating system plan9, this machine runs linux"),
         ({"cuda_arch": "sm_80"}, "needs a CUDA device of architecture sm_80"),
@@ -189,16 +201,20 @@ def test_a_machine_that_does_not_suit_is_refused_before_anything_is_loaded(
     runtime: Runtime, engines: Mapping[str, Path], tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
     if "sse2" in change.get("cpu_features", ()) and platform.machine() != "x86_64":
-        change = {"cpu_features": ["no_such_one", "nor_that"]}
+        change = {"cpu_features": ["no_such", "nor_that"]}
     broken = tmp_path / "engine"
     shutil.copytree(engines["any"], broken)
     (broken / "b0.so").write_bytes(b"nothing that could be loaded")
     error = refusal(runtime, sample_release(tmp_path / "r", broken, {"t": requirements() | change}))
-    assert error.status == edge_samples.INCOMPATIBLE_HOST and reason in error.text and "hint: " in error.text
+    assert error.status == edge_samples.INCOMPATIBLE_HOST
+    assert reason in error.text
+    assert "hint: " in error.text
     several = {"t": requirements() | change, "u": requirements(arch="m68k")}
     error = refusal(runtime, sample_release(tmp_path / "s", broken, several))
     assert error.status == edge_samples.INCOMPATIBLE_HOST
-    assert "this machine can run none of its bundles" in error.text and reason in error.text and "m68k" in error.text
+    assert "this machine can run none of its bundles" in error.text
+    assert reason in error.text
+    assert "m68k" in error.text
 
 
 def flip(data: bytes) -> bytes:
@@ -256,7 +272,8 @@ def test_a_newer_schema_is_refused_with_its_number(
         newer.write_text(json.dumps(json.loads((engines["any"] / file).read_text()) | {"schema": 7}))
         spec = replace(spec, files={**spec.files, file: newer})
     error = refusal(runtime, packed(tmp_path / "r", spec))
-    assert error.status == edge_samples.INCOMPATIBLE_HOST and "is made for schema 7" in error.text
+    assert error.status == edge_samples.INCOMPATIBLE_HOST
+    assert "is made for schema 7" in error.text
 
 
 def test_a_bundle_of_schema_1_made_by_an_earlier_version_still_runs(built: RunnerFiles) -> None:
@@ -272,12 +289,15 @@ def test_engines_of_another_kind_are_refused_with_what_to_do(
 ) -> None:
     onnx = bundle_samples.matrix_engine(tmp_path / "onnx")
     error = refusal(runtime, sample_release(tmp_path / "r1", onnx))
-    assert error.status == edge_samples.NO_ENGINE and "backend onnxruntime" in error.text and "in Python" in error.text
+    assert error.status == edge_samples.NO_ENGINE
+    assert "backend onnxruntime" in error.text
+    assert "in Python" in error.text
     shutil.copytree(engines["any"], tmp_path / "vm")
     path = tmp_path / "vm" / "engine.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "form"}))
     error = refusal(runtime, sample_release(tmp_path / "r2", tmp_path / "vm"))
-    assert error.status == edge_samples.NO_ENGINE and "form vm" in error.text
+    assert error.status == edge_samples.NO_ENGINE
+    assert "form vm" in error.text
 
 
 def library_of(engine: Path, folder: Path, change: Callable[[Path], object]) -> Path:
@@ -317,7 +337,8 @@ def test_a_library_that_cannot_be_this_bundles_engine_is_refused(
     text: str,
 ) -> None:
     error = refusal(runtime, library_of(engines["any"], tmp_path, change))
-    assert error.status == status and text in error.text
+    assert error.status == status
+    assert text in error.text
 
 
 @pytest.mark.parametrize(
@@ -340,7 +361,8 @@ def test_inputs_that_do_not_fit_are_refused_with_what_the_model_takes(
     with pytest.raises(EdgeError) as caught:
         bundle.run(inputs)
     assert caught.value.status == edge_samples.BAD_INPUT
-    assert text in caught.value.text and "the model takes image: float32[batch, 4]" in caught.value.text
+    assert text in caught.value.text
+    assert "the model takes image: float32[batch, 4]" in caught.value.text
     bundle.close()
 
 
@@ -351,7 +373,9 @@ def test_memory_that_is_too_small_is_told_and_not_written_past(runtime: Runtime,
     taken = (edge_samples.Value * 1)(edge_samples.value_of(room, "scores"))
     taken[0].bytes = 47
     status = bundle.lib.tc_run(bundle.handle, given, 1, taken, 1)
-    assert status == edge_samples.TOO_SMALL and taken[0].bytes == 48 and (room == 7).all()
+    assert status == edge_samples.TOO_SMALL
+    assert taken[0].bytes == 48
+    assert (room == 7).all()
     given[0].bytes = 63
     with pytest.raises(EdgeError, match="must have 64 bytes for its shape, got 63"):
         bundle.check(bundle.lib.tc_run(bundle.handle, given, 1, taken, 1))
@@ -388,7 +412,9 @@ def test_two_threads_on_one_bundle_get_busy_or_wait_and_on_two_bundles_run_at_on
     bundle = runtime.open(release)
     results = in_threads(lambda: bundle.run({None: image(3)}))
     busy = [r for r in results if isinstance(r, EdgeError)]
-    assert len(busy) == 1 and busy[0].status == edge_samples.BUSY and "another thread is running it" in busy[0].text
+    assert len(busy) == 1
+    assert busy[0].status == edge_samples.BUSY
+    assert "another thread is running it" in busy[0].text
     bundle.close()
     waiting = runtime.open(release, flags=edge_samples.WAIT)
     for result in in_threads(lambda: waiting.run({None: image(3)})):
@@ -414,7 +440,7 @@ def test_each_thread_reads_its_own_last_error(runtime: Runtime, release: Path) -
             bundle.run({"image": image(rows)})
         return caught.value.text
 
-    texts = {rows: "" for rows in (65, 70, 75)}
+    texts = dict.fromkeys((65, 70, 75), "")
     threads = [threading.Thread(target=lambda r=rows: texts.update({r: fail(r)})) for rows in texts]
     for thread in threads:
         thread.start()
@@ -422,7 +448,8 @@ def test_each_thread_reads_its_own_last_error(runtime: Runtime, release: Path) -
         thread.join()
     assert all(f"got {rows}" in text for rows, text in texts.items())
     text = ctypes.create_string_buffer(b"before", 16)
-    assert bundle.lib.tc_last_error(bundle.handle, text, ctypes.c_size_t(16)) == 0 and text.value == b""
+    assert bundle.lib.tc_last_error(bundle.handle, text, ctypes.c_size_t(16)) == 0
+    assert text.value == b""
     bundle.close()
 
 
@@ -458,7 +485,8 @@ def test_with_little_memory_every_outcome_is_a_status(built: RunnerFiles, releas
 def test_bundle_run_describes_runs_tests_and_measures(built: RunnerFiles, release: Path, tmp_path: Path) -> None:
     info = json.loads(program(built, "info", release).stdout)
     assert info["inputs"] == [{"name": "image", "dtype": "float32", "shape": ["batch", 4]}]
-    assert info["dims"] == {"batch": {"min": 1, "max": 64, "batch": True}} and info["digest"].startswith("sha256:")
+    assert info["dims"] == {"batch": {"min": 1, "max": 64, "batch": True}}
+    assert info["digest"].startswith("sha256:")
     np.save(tmp_path / "x.npy", image(3))
     image(3).tofile(tmp_path / "x.bin")
     np.savez(tmp_path / "x.npz", image=image(3))
@@ -469,7 +497,8 @@ def test_bundle_run_describes_runs_tests_and_measures(built: RunnerFiles, releas
         ("--inputs", f"{tmp_path}/x.npz"),
     ):
         scores = json.loads(program(built, "run", release, *arguments).stdout)["scores"]
-        assert scores["dtype"] == "float32" and scores["shape"] == [3, 3]
+        assert scores["dtype"] == "float32"
+        assert scores["shape"] == [3, 3]
         np.testing.assert_allclose(np.reshape(scores["values"], (3, 3)), want, rtol=1e-5, atol=1e-6)
     outputs = ("--output", tmp_path / "y.npz", "--output", f"scores={tmp_path}/y.npy")
     done = program(built, "run", release, "--inputs", tmp_path / "x.npz", *outputs)
@@ -477,9 +506,11 @@ def test_bundle_run_describes_runs_tests_and_measures(built: RunnerFiles, releas
     for y in (np.load(tmp_path / "y.npz")["scores"], np.load(tmp_path / "y.npy")):
         np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-6)
     tested = json.loads(program(built, "self-test", release).stdout)
-    assert tested["passed"] is True and tested["outputs"]["scores"]["max_abs_error"] < 1e-5
+    assert tested["passed"] is True
+    assert tested["outputs"]["scores"]["max_abs_error"] < 1e-5
     measured = json.loads(program(built, "bench", release, "--runs", 20, "--size", "batch=8", "--threads", 1).stdout)
-    assert measured["runs"] == 20 and 0 < measured["min_ms"] <= measured["median_ms"] <= measured["p95_ms"]
+    assert measured["runs"] == 20
+    assert 0 < measured["min_ms"] <= measured["median_ms"] <= measured["p95_ms"]
     assert measured["load_ms"] < 500
 
 
@@ -506,7 +537,8 @@ def test_bundle_run_ends_with_the_documented_exit_codes(
         assert text in done.stderr
     bad = bundle_spec(engines["any"], selftest_npz=selftest_file(tmp_path / "selftest.npz", error=0.1))
     done = program(built, "self-test", packed(tmp_path / "bad", bad))
-    assert done.returncode == ExitCode.GATE_FIDELITY and json.loads(done.stdout)["passed"] is False
+    assert done.returncode == ExitCode.GATE_FIDELITY
+    assert json.loads(done.stdout)["passed"] is False
     assert "largest error 0.1, allowed 0.0001" in done.stderr
 
 
@@ -527,7 +559,8 @@ def test_a_static_executable_holds_its_model(engines: Mapping[str, Path], tmp_pa
 def test_the_runtime_is_small_and_the_same_in_every_build(built: RunnerFiles, tmp_path: Path) -> None:
     assert all(size <= 100_000 for size in built.sizes.values())
     again = build_runner(platform.machine(), "glibc", "cc", tmp_path / "a folder of another name")
-    assert built.library is not None and again.library is not None
+    assert built.library is not None
+    assert again.library is not None
     assert again.library.read_bytes() == built.library.read_bytes()
     assert again.program.read_bytes() == built.program.read_bytes()
 
@@ -545,7 +578,8 @@ def test_zig_builds_it_for_every_architecture(tmp_path: Path, arch: str, machine
     files = build_runner(arch, "glibc:2.31", "zig", tmp_path)
     assert all(size <= 100_000 for size in files.sizes.values()), files.sizes
     for path in (files.library, files.program):
-        assert path is not None and int.from_bytes(path.read_bytes()[18:20], "little") == machine
+        assert path is not None
+        assert int.from_bytes(path.read_bytes()[18:20], "little") == machine
 
 
 def test_the_c_example_compiles_and_runs(built: RunnerFiles, release: Path, tmp_path: Path) -> None:
@@ -556,9 +590,11 @@ def test_the_c_example_compiles_and_runs(built: RunnerFiles, release: Path, tmp_
     environment = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
     done = subprocess.run([str(example / "classify"), str(release)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert "image: 2 dimensions" in done.stdout and "scores:" in done.stdout
+    assert "image: 2 dimensions" in done.stdout
+    assert "scores:" in done.stdout
     done = subprocess.run([str(example / "classify"), str(tmp_path)], capture_output=True, text=True, env=environment)
-    assert done.returncode == ExitCode.USAGE and "no OCI image layout" in done.stderr
+    assert done.returncode == ExitCode.USAGE
+    assert "no OCI image layout" in done.stderr
 
 
 @pytest.mark.skipif(shutil.which("rustc") is None, reason="no Rust compiler")
@@ -572,4 +608,53 @@ def test_the_rust_example_compiles_and_runs(built: RunnerFiles, release: Path, t
     assert done.returncode == 0, done.stderr
     assert "scores: [1, 3]" in done.stdout
     done = subprocess.run([str(tmp_path / "classify"), str(tmp_path)], capture_output=True, text=True, env=environment)
-    assert done.returncode == ExitCode.USAGE and "no OCI image layout" in done.stderr
+    assert done.returncode == ExitCode.USAGE
+    assert "no OCI image layout" in done.stderr
+
+
+def aarch64_release(folder: Path, features: tuple[str, ...]) -> Path:
+    engine = folder / "engine"
+    engine.mkdir(parents=True)
+    compiler = ("aarch64", "glibc:2.28", "zig")
+    compile_model(engine / "b1.so", 1, tuple(compiler_command(*compiler)))
+    compile_model(engine / "b8.so", 8, tuple(compiler_command(*compiler)))
+    edge_samples.aot_engine(engine, MATRIX_CONTRACT, {"b1.so": {"batch": 1}, "b8.so": {"batch": 8}})
+    recorded = selftest_file(folder / "selftest.npz")
+    return packed(folder / "r", bundle_spec(engine, "device", requirements(features, "aarch64"), selftest_npz=recorded))
+
+
+@pytest.mark.slow
+def test_an_arm_bundle_runs_on_an_emulated_device_and_is_refused_by_one_that_lacks_a_feature(tmp_path: Path) -> None:
+    try:
+        small, large = (EmulatedMachine(cpu) for cpu in ("cortex-a53", "cortex-a76"))
+        root = small.sysroot()
+        large.sysroot()
+    except EmulatorError as error:
+        pytest.skip(str(error))
+    device = build_runner("aarch64", "glibc:2.28", "zig", tmp_path / "device").program
+    for_all = aarch64_release(tmp_path / "all", ("asimd",))
+    for_large = aarch64_release(tmp_path / "large", ("asimd", "asimddp"))
+
+    def run(machine: EmulatedMachine, *arguments: object) -> subprocess.CompletedProcess[str]:
+        return machine.run(["-L", machine.sysroot(), device, *map(str, arguments)])
+
+    assert root.exists()
+    for machine, release in ((small, for_all), (large, for_all), (large, for_large)):
+        done = run(machine, "self-test", release)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["passed"] is True
+    done = run(small, "self-test", for_large)
+    assert done.returncode == ExitCode.INCOMPATIBLE_HOST
+    assert "needs CPU features asimddp, which this machine (cortex-a53) lacks" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc, whose sanitizers and coverage the fuzzer uses")
+def test_a_short_run_of_the_fuzzer_finds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "fuzz"))
+    import edge
+
+    report = edge.run(tmp_path, 10)
+    # It gets far into the code: with the corpus alone it reaches more than this.
+    assert report["executions"] > report["seeds"]
+    assert report["covered"] > 1000

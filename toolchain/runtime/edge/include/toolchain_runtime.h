@@ -71,8 +71,8 @@ typedef struct tc_tensor_info {
 
 /* A dynamic dimension; max is INT64_MAX when there is none. */
 typedef struct tc_dim_info {
-  uint32_t size;  /* sizeof(tc_dim_info), set by the caller */
-  int32_t batch;  /* 1: rows are independent, runs may be split and filled up along it */
+  uint32_t size; /* sizeof(tc_dim_info), set by the caller */
+  int32_t batch; /* 1: rows are independent, runs may be split and filled up along it */
   const char *name;
   int64_t min;
   int64_t max;
@@ -80,11 +80,11 @@ typedef struct tc_dim_info {
 
 /* A dense, row-major array in the byte order of the machine.  Fixed within one TC_RUNTIME_ABI. */
 typedef struct tc_value {
-  const char *name; /* NULL: the input or output of the same position */
-  void *data;       /* best aligned to TC_ALIGNMENT */
-  size_t bytes;     /* at data; of outputs also set to what the result takes */
-  int32_t dtype;    /* a tc_dtype; of outputs set */
-  int32_t rank;     /* of outputs set */
+  const char *name;           /* NULL: the input or output of the same position */
+  void *data;                 /* best aligned to TC_ALIGNMENT */
+  size_t bytes;               /* at data; of outputs also set to what the result takes */
+  int32_t dtype;              /* a tc_dtype; of outputs set */
+  int32_t rank;               /* of outputs set */
   int64_t shape[TC_MAX_RANK]; /* of outputs set */
 } tc_value;
 

@@ -47,8 +47,10 @@ static void split_order(const tcr_contract *contract, const int64_t *fixed, cons
   *kept = *parts = 1;
   for (uint32_t dim = 0; dim < contract->num_dims; dim++) {
     if (fixed[dim] == 0) continue;
-    if (sizes[dim] > fixed[dim]) *parts *= (double)fixed[dim];
-    else *kept *= (double)fixed[dim];
+    if (sizes[dim] > fixed[dim])
+      *parts *= (double)fixed[dim];
+    else
+      *kept *= (double)fixed[dim];
   }
 }
 
@@ -75,8 +77,8 @@ static int32_t none_fits(const tcr_contract *contract, const tcr_variant *varian
       tcr_append(&why_text, "\n  %s: only these exact sizes, because '%s' has no %s", contract->dims[dim].name, name,
                  contract->dims[dim].batch ? "such axis to cut" : "pad value");
   }
-  return tcr_fail(problem, TC_BAD_INPUT, "inputs", "", "no engine of this bundle was compiled for %s%s\n  hint: it has engines for %s",
-                  got, why, have);
+  return tcr_fail(problem, TC_BAD_INPUT, "inputs", "",
+                  "no engine of this bundle was compiled for %s%s\n  hint: it has engines for %s", got, why, have);
 }
 
 int32_t tcr_choose(const tcr_contract *contract, const tcr_variant *variants, uint32_t count, const int64_t *sizes,

@@ -46,11 +46,12 @@ static int32_t check_engine(tc_bundle *bundle, tcr_problem *problem) {
   const char *form = json_text(json_get(document.root, "form"));
   bool aot = form != NULL && strcmp(form, "aot") == 0;
   if (status == TC_OK && (strcmp(manifest->backend, "tvm") != 0 || strcmp(manifest->device, "cpu") != 0 || !aot))
-    status = tcr_fail(problem, TC_NO_ENGINE, bundle->layout.path,
-                      "open it with toolchain.runtime in Python, or build it with engines ahead of time",
-                      "the bundle for %.100s has an engine of backend %.100s, form %.100s, device %.100s; this runtime runs "
-                      "backend tvm, form aot, device cpu",
-                      manifest->target, manifest->backend, form == NULL ? "vm" : form, manifest->device);
+    status =
+        tcr_fail(problem, TC_NO_ENGINE, bundle->layout.path,
+                 "open it with toolchain.runtime in Python, or build it with engines ahead of time",
+                 "the bundle for %.100s has an engine of backend %.100s, form %.100s, device %.100s; this runtime runs "
+                 "backend tvm, form aot, device cpu",
+                 manifest->target, manifest->backend, form == NULL ? "vm" : form, manifest->device);
   json_free(&document);
   bundle->form = "aot";
   return status;
@@ -268,9 +269,9 @@ const char *tc_property(const tc_bundle *bundle, const char *key) {
   const struct {
     const char *key, *value;
   } all[] = {
-      {"name", manifest->name},           {"version", manifest->version}, {"description", manifest->description},
-      {"target", manifest->target},       {"precision", manifest->precision}, {"backend", manifest->backend},
-      {"form", bundle->form},             {"digest", bundle->layout.digest},
+      {"name", manifest->name},     {"version", manifest->version},     {"description", manifest->description},
+      {"target", manifest->target}, {"precision", manifest->precision}, {"backend", manifest->backend},
+      {"form", bundle->form},       {"digest", bundle->layout.digest},
   };
   for (size_t i = 0; i < sizeof all / sizeof *all; i++)
     if (strcmp(all[i].key, key) == 0) return all[i].value == NULL ? "" : all[i].value;
@@ -280,7 +281,8 @@ const char *tc_property(const tc_bundle *bundle, const char *key) {
 /* Takes the bundle for this thread. */
 static int32_t enter(tc_bundle *bundle, tcr_problem *problem) {
   if (bundle == NULL) return TC_USAGE;
-  if (bundle->flags & TC_FLAG_WAIT) pthread_mutex_lock(&bundle->running);
+  if (bundle->flags & TC_FLAG_WAIT)
+    pthread_mutex_lock(&bundle->running);
   else if (pthread_mutex_trylock(&bundle->running) != 0)
     return tcr_fail(problem, TC_BUSY, "bundle", "open it once for each thread, or with TC_FLAG_WAIT",
                     "another thread is running it");

@@ -32,7 +32,8 @@ static int32_t declared(tc_bundle *bundle, const cli_options *options, const tc_
   array->rank = info->rank;
   for (int32_t i = 0; i < info->rank; i++) array->shape[i] = size_of_dim(bundle, options, info->shape[i]);
   if (tcr_bytes_of(array->dtype, array->rank, array->shape, &array->bytes)) return TC_OK;
-  return tcr_fail(problem, TC_BAD_INPUT, "--size", "", "input '%s' would be larger than the memory of this machine", info->name);
+  return tcr_fail(problem, TC_BAD_INPUT, "--size", "", "input '%s' would be larger than the memory of this machine",
+                  info->name);
 }
 
 static int32_t read_one(tc_bundle *bundle, const cli_options *options, const tc_tensor_info *info, const char *path,
@@ -83,30 +84,40 @@ static int32_t from_archive(const tcr_bytes *archive, const char *path, const ch
   return status;
 }
 
-int32_t cli_read_inputs(tc_bundle *bundle, const cli_options *options, bool invent, cli_run *run, tcr_problem *problem) {
+int32_t cli_read_inputs(tc_bundle *bundle, const cli_options *options, bool invent, cli_run *run,
+                        tcr_problem *problem) {
   tcr_bytes archive = {NULL, 0};
   int32_t status = TC_OK;
   run->num_inputs = tc_num_inputs(bundle);
   if (run->num_inputs > CLI_MANY) return tcr_fail(problem, TC_USAGE, "", "", "more than %d inputs", CLI_MANY);
   if (options->archive != NULL) status = tcr_read_file(options->archive, PTRDIFF_MAX - 1, &archive, problem);
-  if (status == TC_DAMAGED_BUNDLE) return tcr_fail(problem, TC_USAGE, options->archive, "", "is no file that can be read");
+  if (status == TC_DAMAGED_BUNDLE)
+    return tcr_fail(problem, TC_USAGE, options->archive, "", "is no file that can be read");
   run->archive = archive.data;
   for (uint32_t i = 0; i < run->num_inputs && status == TC_OK; i++) {
     tc_tensor_info info = {.size = sizeof info};
     tcr_array array = {.data = NULL};
     tc_input(bundle, i, &info);
     const char *path = named(options->inputs, options->num_inputs, info.name);
-    if (path == NULL && archive.data != NULL) status = from_archive(&archive, options->archive, info.name, &array, problem);
+    if (path == NULL && archive.data != NULL)
+      status = from_archive(&archive, options->archive, info.name, &array, problem);
     if (status != TC_OK) break;
-    if (path != NULL) status = read_one(bundle, options, &info, path, run, i, problem);
-    else if (array.data != NULL) set_value(&run->inputs[i], &info, &array);
-    else if (invent) status = invent_one(bundle, options, &info, run, i, problem);
-    else status = tcr_fail(problem, TC_BAD_INPUT, "inputs", "give it with --input NAME=FILE or --inputs FILE.npz", "input '%s' is missing", info.name);
+    if (path != NULL)
+      status = read_one(bundle, options, &info, path, run, i, problem);
+    else if (array.data != NULL)
+      set_value(&run->inputs[i], &info, &array);
+    else if (invent)
+      status = invent_one(bundle, options, &info, run, i, problem);
+    else
+      status = tcr_fail(problem, TC_BAD_INPUT, "inputs", "give it with --input NAME=FILE or --inputs FILE.npz",
+                        "input '%s' is missing", info.name);
   }
   for (int i = 0; i < options->num_inputs && status == TC_OK; i++) {
     uint32_t known = 0;
     for (uint32_t k = 0; k < run->num_inputs; k++) known += named(&options->inputs[i], 1, run->inputs[k].name) != NULL;
-    if (!known) status = tcr_fail(problem, TC_BAD_INPUT, "--input", "bundle-run info lists the inputs", "the model has no input for '%s'", options->inputs[i]);
+    if (!known)
+      status = tcr_fail(problem, TC_BAD_INPUT, "--input", "bundle-run info lists the inputs",
+                        "the model has no input for '%s'", options->inputs[i]);
   }
   return status;
 }
@@ -173,7 +184,8 @@ static void write_member(FILE *file, FILE *directory, const char *name, const tc
 
 static int32_t finish(FILE *file, const char *path, tcr_problem *problem) {
   bool failed = ferror(file) != 0;
-  if (fclose(file) != 0 || failed) return tcr_fail(problem, TC_STORAGE, path, "", "cannot be written: %s", strerror(errno));
+  if (fclose(file) != 0 || failed)
+    return tcr_fail(problem, TC_STORAGE, path, "", "cannot be written: %s", strerror(errno));
   return TC_OK;
 }
 
@@ -228,7 +240,8 @@ int32_t cli_write_outputs(tc_bundle *bundle, const cli_options *options, const c
     }
     if (path != NULL) continue;
     if (length < 4 || strcmp(text + length - 4, ".npz") != 0)
-      return tcr_fail(problem, TC_USAGE, "--output", "", "must be FILE.npz or NAME=FILE.npy with an output's name, got '%s'", text);
+      return tcr_fail(problem, TC_USAGE, "--output", "",
+                      "must be FILE.npz or NAME=FILE.npy with an output's name, got '%s'", text);
     status = write_npz(bundle, run, text, problem);
   }
   return status;

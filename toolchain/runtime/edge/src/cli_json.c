@@ -7,17 +7,22 @@
 void cli_print_string(FILE *out, const char *text) {
   fputc('"', out);
   for (const unsigned char *c = (const unsigned char *)text; *c; c++) {
-    if (*c == '"' || *c == '\\') fprintf(out, "\\%c", *c);
-    else if (*c < 0x20) fprintf(out, "\\u%04x", *c);
-    else fputc(*c, out);
+    if (*c == '"' || *c == '\\')
+      fprintf(out, "\\%c", *c);
+    else if (*c < 0x20)
+      fprintf(out, "\\u%04x", *c);
+    else
+      fputc(*c, out);
   }
   fputc('"', out);
 }
 
 /* JSON has neither NaN nor infinities. */
 void cli_print_number(FILE *out, double value) {
-  if (isfinite(value)) fprintf(out, "%.9g", value);
-  else fputs("null", out);
+  if (isfinite(value))
+    fprintf(out, "%.9g", value);
+  else
+    fputs("null", out);
 }
 
 static void print_sizes(FILE *out, tc_bundle *bundle, int32_t rank, const int64_t *shape) {
@@ -25,9 +30,12 @@ static void print_sizes(FILE *out, tc_bundle *bundle, int32_t rank, const int64_
   for (int32_t i = 0; i < rank; i++) {
     tc_dim_info dim = {sizeof dim, 0, "", 0, 0};
     if (i) fputs(", ", out);
-    if (shape[i] >= 0) fprintf(out, "%lld", (long long)shape[i]);
-    else if (bundle == NULL || tc_dim_at(bundle, (uint32_t)(-(shape[i] + 1)), &dim) != TC_OK) fputs("null", out);
-    else cli_print_string(out, dim.name);
+    if (shape[i] >= 0)
+      fprintf(out, "%lld", (long long)shape[i]);
+    else if (bundle == NULL || tc_dim_at(bundle, (uint32_t)(-(shape[i] + 1)), &dim) != TC_OK)
+      fputs("null", out);
+    else
+      cli_print_string(out, dim.name);
   }
   fputc(']', out);
 }

@@ -9,7 +9,7 @@ static const struct {
   char name[8];
   uint8_t bytes;
 } dtypes[] = {
-    {"bool", 1},  {"int8", 1},   {"int16", 2},  {"int32", 4},   {"int64", 8},   {"uint8", 1},
+    {"bool", 1},   {"int8", 1},   {"int16", 2},  {"int32", 4},   {"int64", 8},   {"uint8", 1},
     {"uint16", 2}, {"uint32", 4}, {"uint64", 8}, {"float16", 2}, {"float32", 4}, {"float64", 8},
 };
 #define DTYPES ((int32_t)(sizeof dtypes / sizeof *dtypes))
@@ -30,9 +30,12 @@ bool tcr_bytes_of(int32_t dtype, int32_t rank, const int64_t *shape, size_t *byt
   if (total == 0) return false;
   for (int32_t i = 0; i < rank; i++) {
     if (shape[i] < 0) return false;
-    if (shape[i] == 0) empty = true;
-    else if ((uint64_t)shape[i] > TCR_MAX_ELEMENTS / total) return false;
-    else total *= (uint64_t)shape[i];
+    if (shape[i] == 0)
+      empty = true;
+    else if ((uint64_t)shape[i] > TCR_MAX_ELEMENTS / total)
+      return false;
+    else
+      total *= (uint64_t)shape[i];
   }
   *bytes = empty ? 0 : (size_t)total;
   return true;
@@ -42,9 +45,12 @@ void tcr_shape_text(tcr_text *text, int32_t rank, const int64_t *shape, const tc
   tcr_append(text, "[");
   for (int32_t i = 0; i < rank; i++) {
     if (i) tcr_append(text, ", ");
-    if (shape[i] >= 0 || contract == NULL) tcr_append(text, "%lld", (long long)shape[i]);
-    else if (shape[i] == TC_UNKNOWN_SIZE) tcr_append(text, "?");
-    else tcr_append(text, "%s", contract->dims[-(shape[i] + 1)].name);
+    if (shape[i] >= 0 || contract == NULL)
+      tcr_append(text, "%lld", (long long)shape[i]);
+    else if (shape[i] == TC_UNKNOWN_SIZE)
+      tcr_append(text, "?");
+    else
+      tcr_append(text, "%s", contract->dims[-(shape[i] + 1)].name);
   }
   tcr_append(text, "]");
 }

@@ -57,9 +57,9 @@ static const struct {
   int code;
 } statuses[] = {
     /* The codes of docs/exit-codes.md. */
-    {"OK", 0},       {"USAGE", 2},      {"INCOMPATIBLE_HOST", 30}, {"DAMAGED_BUNDLE", 31}, {"BAD_INPUT", 32},
-    {"NO_ENGINE", 40}, {"STORAGE", 41}, {"NO_MEMORY", 30},         {"BUSY", 70},           {"FAILED", 17},
-    {"TOO_SMALL", 2}, {"SELF_TEST", 20}, {"INTERNAL", 70},
+    {"OK", 0},         {"USAGE", 2},      {"INCOMPATIBLE_HOST", 30}, {"DAMAGED_BUNDLE", 31}, {"BAD_INPUT", 32},
+    {"NO_ENGINE", 40}, {"STORAGE", 41},   {"NO_MEMORY", 30},         {"BUSY", 70},           {"FAILED", 17},
+    {"TOO_SMALL", 2},  {"SELF_TEST", 20}, {"INTERNAL", 70},
 };
 
 const char *tc_status_name(int32_t status) {

@@ -15,10 +15,10 @@ const uint32_t tcr_sha256_constants[64] = {
 
 static uint32_t rotated(uint32_t value, int by) { return value >> by | value << (32 - by); }
 
-#define ROUND(a, b, c, d, e, f, g, h, i)                                                                             \
-  s[h] += (rotated(s[e], 6) ^ rotated(s[e], 11) ^ rotated(s[e], 25)) + ((s[e] & s[f]) ^ (~s[e] & s[g])) +            \
-          tcr_sha256_constants[i] + w[i];                                                                            \
-  s[d] += s[h];                                                                                                      \
+#define ROUND(a, b, c, d, e, f, g, h, i)                                                                  \
+  s[h] += (rotated(s[e], 6) ^ rotated(s[e], 11) ^ rotated(s[e], 25)) + ((s[e] & s[f]) ^ (~s[e] & s[g])) + \
+          tcr_sha256_constants[i] + w[i];                                                                 \
+  s[d] += s[h];                                                                                           \
   s[h] += (rotated(s[a], 2) ^ rotated(s[a], 13) ^ rotated(s[a], 22)) + ((s[a] & s[b]) ^ (s[a] & s[c]) ^ (s[b] & s[c]));
 
 static void portable_blocks(uint32_t *state, const uint8_t *data, size_t count) {

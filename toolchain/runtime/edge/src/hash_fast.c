@@ -5,13 +5,13 @@
 #include <immintrin.h>
 
 /* The working variables are kept as ABEF and CDGH, the order that sha256rnds2 takes (Intel SDM). */
-#define ROUNDS(number, w)                                                                                   \
+#define ROUNDS(number, w)                                                                                      \
   k = _mm_add_epi32(w, _mm_loadu_si128((const __m128i *)(const void *)(tcr_sha256_constants + 4 * (number)))); \
-  cdgh = _mm_sha256rnds2_epu32(cdgh, abef, k);                                                              \
+  cdgh = _mm_sha256rnds2_epu32(cdgh, abef, k);                                                                 \
   abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(k, 0x0e));
-#define NEXT(number, w, x, y, z)                                                             \
-  w = _mm_add_epi32(_mm_sha256msg1_epu32(w, x), _mm_alignr_epi8(z, y, 4));                   \
-  w = _mm_sha256msg2_epu32(w, z);                                                            \
+#define NEXT(number, w, x, y, z)                                           \
+  w = _mm_add_epi32(_mm_sha256msg1_epu32(w, x), _mm_alignr_epi8(z, y, 4)); \
+  w = _mm_sha256msg2_epu32(w, z);                                          \
   ROUNDS(number, w)
 #define FOUR(number)           \
   NEXT(number, a, b, c, d)     \
@@ -33,9 +33,7 @@ __attribute__((target("sha,sse4.1,ssse3"))) static void fast_blocks(uint32_t *st
     __m128i b = _mm_shuffle_epi8(_mm_loadu_si128(from + 1), order);
     __m128i c = _mm_shuffle_epi8(_mm_loadu_si128(from + 2), order);
     __m128i d = _mm_shuffle_epi8(_mm_loadu_si128(from + 3), order);
-    ROUNDS(0, a) ROUNDS(1, b) ROUNDS(2, c) ROUNDS(3, d)
-    FOUR(4) FOUR(8) FOUR(12)
-    abef = _mm_add_epi32(abef, old_abef);
+    ROUNDS(0, a) ROUNDS(1, b) ROUNDS(2, c) ROUNDS(3, d) FOUR(4) FOUR(8) FOUR(12) abef = _mm_add_epi32(abef, old_abef);
     cdgh = _mm_add_epi32(cdgh, old_cdgh);
   }
   t = _mm_shuffle_epi32(abef, 0x1b);
@@ -62,8 +60,7 @@ __attribute__((target(SHA2))) static void fast_blocks(uint32_t *state, const uin
     uint32x4_t old_abcd = abcd, old_efgh = efgh, w[4];
     for (int i = 0; i < 4; i++) w[i] = vreinterpretq_u32_u8(vrev32q_u8(vld1q_u8(data + 16 * i)));
     for (int i = 0; i < 16; i++) {
-      if (i >= 4)
-        w[i & 3] = vsha256su1q_u32(vsha256su0q_u32(w[i & 3], w[(i + 1) & 3]), w[(i + 2) & 3], w[(i + 3) & 3]);
+      if (i >= 4) w[i & 3] = vsha256su1q_u32(vsha256su0q_u32(w[i & 3], w[(i + 1) & 3]), w[(i + 2) & 3], w[(i + 3) & 3]);
       uint32x4_t k = vaddq_u32(w[i & 3], vld1q_u32(tcr_sha256_constants + 4 * i)), before = abcd;
       abcd = vsha256hq_u32(abcd, efgh, k);
       efgh = vsha256h2q_u32(efgh, before, k);
@@ -75,9 +72,7 @@ __attribute__((target(SHA2))) static void fast_blocks(uint32_t *state, const uin
   vst1q_u32(state + 4, efgh);
 }
 
-void (*tcr_sha256_fast(void))(uint32_t *, const uint8_t *, size_t) {
-  return tcr_host_has("sha2") ? fast_blocks : NULL;
-}
+void (*tcr_sha256_fast(void))(uint32_t *, const uint8_t *, size_t) { return tcr_host_has("sha2") ? fast_blocks : NULL; }
 
 #else
 void (*tcr_sha256_fast(void))(uint32_t *, const uint8_t *, size_t) { return NULL; }

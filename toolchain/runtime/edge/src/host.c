@@ -59,23 +59,69 @@ static const struct {
   char name[20];
   uint8_t from, bit, state;
 } features[] = {
-    {"pni", L1C, 0, ANY}, {"pclmulqdq", L1C, 1, ANY}, {"ssse3", L1C, 9, ANY}, {"fma", L1C, 12, YMM},
-    {"cx16", L1C, 13, ANY}, {"sse4_1", L1C, 19, ANY}, {"sse4_2", L1C, 20, ANY}, {"movbe", L1C, 22, ANY},
-    {"popcnt", L1C, 23, ANY}, {"aes", L1C, 25, ANY}, {"xsave", L1C, 26, ANY}, {"avx", L1C, 28, YMM},
-    {"f16c", L1C, 29, YMM}, {"rdrand", L1C, 30, ANY}, {"cx8", L1D, 8, ANY}, {"cmov", L1D, 15, ANY},
-    {"mmx", L1D, 23, ANY}, {"fxsr", L1D, 24, ANY}, {"sse", L1D, 25, ANY}, {"sse2", L1D, 26, ANY},
-    {"fsgsbase", L7B, 0, ANY}, {"bmi1", L7B, 3, ANY}, {"avx2", L7B, 5, YMM}, {"bmi2", L7B, 8, ANY},
-    {"erms", L7B, 9, ANY}, {"avx512f", L7B, 16, ZMM}, {"avx512dq", L7B, 17, ZMM}, {"rdseed", L7B, 18, ANY},
-    {"adx", L7B, 19, ANY}, {"avx512ifma", L7B, 21, ZMM}, {"avx512cd", L7B, 28, ZMM}, {"sha_ni", L7B, 29, ANY},
-    {"avx512bw", L7B, 30, ZMM}, {"avx512vl", L7B, 31, ZMM}, {"avx512vbmi", L7C, 1, ZMM},
-    {"avx512_vbmi2", L7C, 6, ZMM}, {"gfni", L7C, 8, ANY}, {"vaes", L7C, 9, YMM}, {"vpclmulqdq", L7C, 10, YMM},
-    {"avx512_vnni", L7C, 11, ZMM}, {"avx512_bitalg", L7C, 12, ZMM}, {"avx512_vpopcntdq", L7C, 14, ZMM},
-    {"movdiri", L7C, 27, ANY}, {"movdir64b", L7C, 28, ANY}, {"fsrm", L7D, 4, ANY},
-    {"avx512_vp2intersect", L7D, 8, ZMM}, {"amx_bf16", L7D, 22, AMX}, {"avx512_fp16", L7D, 23, ZMM},
-    {"amx_tile", L7D, 24, AMX}, {"amx_int8", L7D, 25, AMX}, {"avx_vnni", L71A, 4, YMM},
-    {"avx512_bf16", L71A, 5, ZMM}, {"amx_fp16", L71A, 21, AMX}, {"lahf_lm", XC, 0, ANY}, {"abm", XC, 5, ANY},
-    {"sse4a", XC, 6, ANY}, {"xop", XC, 11, YMM}, {"fma4", XC, 16, YMM}, {"tbm", XC, 21, ANY},
-    {"syscall", XD, 11, ANY}, {"nx", XD, 20, ANY}, {"lm", XD, 29, ANY}, {"xsaveopt", D1A, 0, ANY},
+    {"pni", L1C, 0, ANY},
+    {"pclmulqdq", L1C, 1, ANY},
+    {"ssse3", L1C, 9, ANY},
+    {"fma", L1C, 12, YMM},
+    {"cx16", L1C, 13, ANY},
+    {"sse4_1", L1C, 19, ANY},
+    {"sse4_2", L1C, 20, ANY},
+    {"movbe", L1C, 22, ANY},
+    {"popcnt", L1C, 23, ANY},
+    {"aes", L1C, 25, ANY},
+    {"xsave", L1C, 26, ANY},
+    {"avx", L1C, 28, YMM},
+    {"f16c", L1C, 29, YMM},
+    {"rdrand", L1C, 30, ANY},
+    {"cx8", L1D, 8, ANY},
+    {"cmov", L1D, 15, ANY},
+    {"mmx", L1D, 23, ANY},
+    {"fxsr", L1D, 24, ANY},
+    {"sse", L1D, 25, ANY},
+    {"sse2", L1D, 26, ANY},
+    {"fsgsbase", L7B, 0, ANY},
+    {"bmi1", L7B, 3, ANY},
+    {"avx2", L7B, 5, YMM},
+    {"bmi2", L7B, 8, ANY},
+    {"erms", L7B, 9, ANY},
+    {"avx512f", L7B, 16, ZMM},
+    {"avx512dq", L7B, 17, ZMM},
+    {"rdseed", L7B, 18, ANY},
+    {"adx", L7B, 19, ANY},
+    {"avx512ifma", L7B, 21, ZMM},
+    {"avx512cd", L7B, 28, ZMM},
+    {"sha_ni", L7B, 29, ANY},
+    {"avx512bw", L7B, 30, ZMM},
+    {"avx512vl", L7B, 31, ZMM},
+    {"avx512vbmi", L7C, 1, ZMM},
+    {"avx512_vbmi2", L7C, 6, ZMM},
+    {"gfni", L7C, 8, ANY},
+    {"vaes", L7C, 9, YMM},
+    {"vpclmulqdq", L7C, 10, YMM},
+    {"avx512_vnni", L7C, 11, ZMM},
+    {"avx512_bitalg", L7C, 12, ZMM},
+    {"avx512_vpopcntdq", L7C, 14, ZMM},
+    {"movdiri", L7C, 27, ANY},
+    {"movdir64b", L7C, 28, ANY},
+    {"fsrm", L7D, 4, ANY},
+    {"avx512_vp2intersect", L7D, 8, ZMM},
+    {"amx_bf16", L7D, 22, AMX},
+    {"avx512_fp16", L7D, 23, ZMM},
+    {"amx_tile", L7D, 24, AMX},
+    {"amx_int8", L7D, 25, AMX},
+    {"avx_vnni", L71A, 4, YMM},
+    {"avx512_bf16", L71A, 5, ZMM},
+    {"amx_fp16", L71A, 21, AMX},
+    {"lahf_lm", XC, 0, ANY},
+    {"abm", XC, 5, ANY},
+    {"sse4a", XC, 6, ANY},
+    {"xop", XC, 11, YMM},
+    {"fma4", XC, 16, YMM},
+    {"tbm", XC, 21, ANY},
+    {"syscall", XD, 11, ANY},
+    {"nx", XD, 20, ANY},
+    {"lm", XD, 29, ANY},
+    {"xsaveopt", D1A, 0, ANY},
     {"xsavec", D1A, 1, ANY},
 };
 
@@ -128,13 +174,14 @@ static const struct {
   uint8_t model;
   const char *name;
 } intel[] = {
-    {0x3c, "haswell"}, {0x3f, "haswell"}, {0x45, "haswell"}, {0x46, "haswell"}, {0x3d, "broadwell"},
-    {0x47, "broadwell"}, {0x4f, "broadwell"}, {0x56, "broadwell"}, {0x4e, "skylake"}, {0x5e, "skylake"},
-    {0x8e, "skylake"}, {0x9e, "skylake"}, {0xa5, "skylake"}, {0xa6, "skylake"}, {0xa7, "rocketlake"},
-    {0x7d, "icelake-client"}, {0x7e, "icelake-client"}, {0x8c, "tigerlake"}, {0x8d, "tigerlake"},
-    {0x97, "alderlake"}, {0x9a, "alderlake"}, {0xbf, "alderlake"}, {0xb7, "raptorlake"}, {0xba, "raptorlake"},
-    {0xaa, "meteorlake"}, {0xac, "meteorlake"}, {0x6a, "icelake-server"}, {0x6c, "icelake-server"},
-    {0x8f, "sapphirerapids"}, {0xcf, "emeraldrapids"}, {0xad, "graniterapids"}, {0xae, "graniterapids-d"},
+    {0x3c, "haswell"},        {0x3f, "haswell"},       {0x45, "haswell"},        {0x46, "haswell"},
+    {0x3d, "broadwell"},      {0x47, "broadwell"},     {0x4f, "broadwell"},      {0x56, "broadwell"},
+    {0x4e, "skylake"},        {0x5e, "skylake"},       {0x8e, "skylake"},        {0x9e, "skylake"},
+    {0xa5, "skylake"},        {0xa6, "skylake"},       {0xa7, "rocketlake"},     {0x7d, "icelake-client"},
+    {0x7e, "icelake-client"}, {0x8c, "tigerlake"},     {0x8d, "tigerlake"},      {0x97, "alderlake"},
+    {0x9a, "alderlake"},      {0xbf, "alderlake"},     {0xb7, "raptorlake"},     {0xba, "raptorlake"},
+    {0xaa, "meteorlake"},     {0xac, "meteorlake"},    {0x6a, "icelake-server"}, {0x6c, "icelake-server"},
+    {0x8f, "sapphirerapids"}, {0xcf, "emeraldrapids"}, {0xad, "graniterapids"},  {0xae, "graniterapids-d"},
     {0xaf, "sierraforest"},
 };
 
@@ -165,10 +212,12 @@ const char *tcr_host_processor(void) {
 #if defined(__aarch64__)
 /* Names in the order of the bits of AT_HWCAP and AT_HWCAP2 (Linux, arch/arm64/include/uapi/asm/hwcap.h). */
 static const char first[] =
-    "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm jscvt fcma lrcpc dcpop sha3 sm3 sm4 "
+    "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm jscvt fcma lrcpc dcpop sha3 sm3 "
+    "sm4 "
     "asimddp sha512 sve asimdfhm dit uscat ilrcpc flagm ssbs sb paca pacg ";
 static const char second[] =
-    "dcpodp sve2 sveaes svepmull svebitperm svesha3 svesm4 flagm2 frint svei8mm svef32mm svef64mm svebf16 i8mm bf16 dgh "
+    "dcpodp sve2 sveaes svepmull svebitperm svesha3 svesm4 flagm2 frint svei8mm svef32mm svef64mm svebf16 i8mm bf16 "
+    "dgh "
     "rng bti mte ecv afp rpres mte3 sme smei16i64 smef64f64 smei8i32 smef16f32 smeb16f32 smef32f32 smefa64 wfxt ebf16 "
     "sveebf16 cssc rprfm sve2p1 sme2 sme2p1 smei16i32 smebi32i32 smeb16b16 smef16f16 mops hbc sveb16b16 lrcpc3 lse128 ";
 #elif defined(__arm__)
@@ -221,13 +270,14 @@ static const struct {
   uint32_t id;
   const char *name;
 } arm[] = {
-    {0x41d03, "cortex-a53"}, {0x41d04, "cortex-a35"}, {0x41d05, "cortex-a55"}, {0x41d07, "cortex-a57"},
-    {0x41d08, "cortex-a72"}, {0x41d09, "cortex-a73"}, {0x41d0a, "cortex-a75"}, {0x41d0b, "cortex-a76"},
-    {0x41d0d, "cortex-a77"}, {0x41d41, "cortex-a78"}, {0x41d44, "cortex-x1"}, {0x41d46, "cortex-a510"},
-    {0x41d47, "cortex-a710"}, {0x41d48, "cortex-x2"}, {0x41d4d, "cortex-a715"}, {0x41d4e, "cortex-x3"},
-    {0x41d80, "cortex-a520"}, {0x41d81, "cortex-a720"}, {0x41d82, "cortex-x4"}, {0x41d0c, "neoverse-n1"},
+    {0x41d03, "cortex-a53"},  {0x41d04, "cortex-a35"},  {0x41d05, "cortex-a55"},  {0x41d07, "cortex-a57"},
+    {0x41d08, "cortex-a72"},  {0x41d09, "cortex-a73"},  {0x41d0a, "cortex-a75"},  {0x41d0b, "cortex-a76"},
+    {0x41d0d, "cortex-a77"},  {0x41d41, "cortex-a78"},  {0x41d44, "cortex-x1"},   {0x41d46, "cortex-a510"},
+    {0x41d47, "cortex-a710"}, {0x41d48, "cortex-x2"},   {0x41d4d, "cortex-a715"}, {0x41d4e, "cortex-x3"},
+    {0x41d80, "cortex-a520"}, {0x41d81, "cortex-a720"}, {0x41d82, "cortex-x4"},   {0x41d0c, "neoverse-n1"},
     {0x41d49, "neoverse-n2"}, {0x41d8e, "neoverse-n3"}, {0x41d40, "neoverse-v1"}, {0x41d4f, "neoverse-v2"},
-    {0x41d84, "neoverse-v3"}, {0xc0ac3, "ampere1"}, {0xc0ac4, "ampere1a"}, {0x46001, "a64fx"}, {0x48d01, "tsv110"},
+    {0x41d84, "neoverse-v3"}, {0xc0ac3, "ampere1"},     {0xc0ac4, "ampere1a"},    {0x46001, "a64fx"},
+    {0x48d01, "tsv110"},
 };
 
 const char *tcr_host_processor(void) {

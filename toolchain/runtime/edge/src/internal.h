@@ -229,8 +229,8 @@ struct tc_bundle {
   uint32_t num_variants;
   tcr_variant own_variant;
   int64_t *own_sizes;
-  int64_t *dims;          /* sizes of the run at hand, -1 where no input has the dimension */
-  const void **given;     /* its inputs and outputs in the order of the contract */
+  int64_t *dims;      /* sizes of the run at hand, -1 where no input has the dimension */
+  const void **given; /* its inputs and outputs in the order of the contract */
   void **taken;
   pthread_mutex_t running;  /* held while a run goes on */
   pthread_mutex_t speaking; /* held while error texts are written or read */

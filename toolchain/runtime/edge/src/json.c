@@ -113,8 +113,11 @@ static bool escape(reader *in, char **to) {
 /* Copies one character of UTF-8, refusing overlong forms, surrogates and what lies past U+10FFFF. */
 static bool utf8(reader *in, char **to) {
   unsigned first = *in->at;
-  int more = first < 0x80 ? 0 : first >= 0xc2 && first < 0xe0 ? 1 : first >= 0xe0 && first < 0xf0 ? 2
-             : first >= 0xf0 && first < 0xf5 ? 3 : -1;
+  int more = first < 0x80                    ? 0
+             : first >= 0xc2 && first < 0xe0 ? 1
+             : first >= 0xe0 && first < 0xf0 ? 2
+             : first >= 0xf0 && first < 0xf5 ? 3
+                                             : -1;
   if (more < 0 || in->end - in->at <= more) return refuse(in, "not UTF-8");
   unsigned second = more ? in->at[1] : 0x80;
   if ((first == 0xe0 && second < 0xa0) || (first == 0xed && second > 0x9f) || (first == 0xf0 && second < 0x90) ||
@@ -261,7 +264,10 @@ static bool content(reader *in, json_value *value) {
     case '{': value->kind = JSON_OBJECT; return children(in, value, '}');
     case '[': value->kind = JSON_LIST; return children(in, value, ']');
     case '"': value->kind = JSON_STRING; return (value->as.text = string(in)) != NULL;
-    case 't': value->kind = JSON_BOOL; value->truth = true; return take(in, "true");
+    case 't':
+      value->kind = JSON_BOOL;
+      value->truth = true;
+      return take(in, "true");
     case 'f': value->kind = JSON_BOOL; return take(in, "false");
     case 'n': return take(in, "null");
     default: return number(in, value);

@@ -143,7 +143,8 @@ static int32_t read_index(const char *folder, json_document *index, tcr_problem 
   if (status == TC_OK) status = read_json(folder, &file, index, problem);
   if (status == TC_OK) {
     const json_value *manifests = json_get(index->root, "manifests"), *notes = json_get(index->root, "annotations");
-    if (!json_is(manifests, JSON_LIST) || manifests->count == 0 || manifests->count > MAX_BUNDLES || notes == NULL || !texts(notes))
+    if (!json_is(manifests, JSON_LIST) || manifests->count == 0 || manifests->count > MAX_BUNDLES || notes == NULL ||
+        !texts(notes))
       status = tcr_damaged(problem, path, "a release's index must hold manifests and annotations");
     if (status == TC_OK) status = check_root(root.root, descriptor, index->root, path, problem);
     if (status != TC_OK) json_free(index);
@@ -181,7 +182,8 @@ static int32_t check_layout(const char *folder, tcr_problem *problem) {
 static int32_t list_files(tcr_layout *layout, const char *where, tcr_problem *problem) {
   const json_value *layers = json_get(layout->document.root, "layers");
   const json_value *config = json_get(layout->document.root, "config");
-  if (!json_is(layers, JSON_LIST) || layers->count == 0 || layers->count > MAX_FILES || !is(config, "mediaType", CONFIG_TYPE))
+  if (!json_is(layers, JSON_LIST) || layers->count == 0 || layers->count > MAX_FILES ||
+      !is(config, "mediaType", CONFIG_TYPE))
     return tcr_damaged(problem, where, "a bundle's manifest must hold a configuration and 1 to %d layers", MAX_FILES);
   layout->files = calloc(layers->count, sizeof *layout->files);
   if (layout->files == NULL) return tcr_no_memory(problem, layers->count * sizeof *layout->files, "the list of files");
@@ -200,8 +202,8 @@ static int32_t list_files(tcr_layout *layout, const char *where, tcr_problem *pr
 }
 
 /* Opens one bundle of a release; on failure nothing is left to free. */
-static int32_t open_bundle(const char *folder, const json_value *descriptor, tcr_layout *layout,
-                           tcr_manifest *manifest, tcr_problem *problem) {
+static int32_t open_bundle(const char *folder, const json_value *descriptor, tcr_layout *layout, tcr_manifest *manifest,
+                           tcr_problem *problem) {
   char path[TCR_PATH];
   tcr_file self;
   tcr_bytes bytes;
@@ -255,7 +257,8 @@ static bool for_this_processor(const tcr_manifest *manifest) {
 
 /* Whether one suits this machine better than another that suits it too, as toolchain/bundle/resolve.py has it. */
 static bool better(const tcr_manifest *one, const tcr_manifest *other) {
-  const json_value *mine = json_get(one->requirements, "cpu_features"), *its = json_get(other->requirements, "cpu_features");
+  const json_value *mine = json_get(one->requirements, "cpu_features"),
+                   *its = json_get(other->requirements, "cpu_features");
   bool exact = for_this_processor(one), other_exact = for_this_processor(other);
   if (exact != other_exact) return exact;
   return subset(its, mine) && !subset(mine, its);
@@ -332,12 +335,14 @@ static int32_t split_reference(const char *reference, const char **target, char 
   struct stat info;
   const char *at = strrchr(reference, '@');
   size_t length = strlen(reference);
-  if (length == 0 || length >= TCR_PATH) return tcr_fail(problem, TC_USAGE, "", "", "a bundle's path has 1 to %d bytes, got %zu", TCR_PATH - 1, length);
+  if (length == 0 || length >= TCR_PATH)
+    return tcr_fail(problem, TC_USAGE, "", "", "a bundle's path has 1 to %d bytes, got %zu", TCR_PATH - 1, length);
   memcpy(folder, reference, length + 1);
   if (at == NULL || stat(reference, &info) == 0) return TC_OK;
   folder[at - reference] = 0;
   if (*target != NULL && strcmp(*target, at + 1) != 0)
-    return tcr_fail(problem, TC_USAGE, reference, "", "names target '%s', but target '%s' is asked for too", at + 1, *target);
+    return tcr_fail(problem, TC_USAGE, reference, "", "names target '%s', but target '%s' is asked for too", at + 1,
+                    *target);
   *target = at + 1;
   return TC_OK;
 }
@@ -371,7 +376,8 @@ int32_t tcr_verify_all(const tcr_layout *layout, tcr_problem *problem) {
     const tcr_file *file = i == layout->num_files ? &layout->config : &layout->files[i];
     int32_t status = blob_path(layout->path, file->digest, path, problem);
     if (status == TC_OK)
-      status = tcr_hash_file(path, file == &layout->config ? "the configuration" : file->name, file->size, file->digest, problem);
+      status = tcr_hash_file(path, file == &layout->config ? "the configuration" : file->name, file->size, file->digest,
+                             problem);
     if (status != TC_OK) return status;
   }
   return TC_OK;

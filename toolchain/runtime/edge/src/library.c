@@ -20,7 +20,8 @@ int32_t tcr_check_library(const char *path, const char *name, tcr_problem *probl
   off_t end = handle < 0 ? 0 : lseek(handle, 0, SEEK_END);
   if (handle >= 0) close(handle);
   int bits = head[4] == 2 ? 64 : 32, machine = (int)little(head + 18, 2);
-  if (got < 52 || memcmp(head, "\177ELF", 4) != 0 || head[5] != 1 || head[4] < 1 || head[4] > 2 || little(head + 16, 2) != 3)
+  if (got < 52 || memcmp(head, "\177ELF", 4) != 0 || head[5] != 1 || head[4] < 1 || head[4] > 2 ||
+      little(head + 16, 2) != 3)
     return tcr_damaged(problem, name, "is not a shared library (little-endian ELF)");
   if (machine != tcr_host_elf_machine() || bits != (int)(8 * sizeof(void *)))
     return tcr_fail(problem, TC_INCOMPATIBLE_HOST, name, "build the bundle for this machine",

@@ -17,11 +17,15 @@ extern const size_t toolchain_bundle_json_bytes;
 #endif
 
 static const char usage[] =
-    "usage: bundle-run info" BUNDLE " [--target NAME]\n"
-    "       bundle-run run" BUNDLE " [--input NAME=FILE]... [--inputs FILE.npz] [--size DIM=N]...\n"
+    "usage: bundle-run info" BUNDLE
+    " [--target NAME]\n"
+    "       bundle-run run" BUNDLE
+    " [--input NAME=FILE]... [--inputs FILE.npz] [--size DIM=N]...\n"
     "                      [--output FILE.npz|NAME=FILE.npy]... [--threads N] [--target NAME]\n"
-    "       bundle-run self-test" BUNDLE " [--threads N] [--target NAME]\n"
-    "       bundle-run bench" BUNDLE " [--runs N] [--warmup N] [--threads N] [--size DIM=N]... [--input ...]\n"
+    "       bundle-run self-test" BUNDLE
+    " [--threads N] [--target NAME]\n"
+    "       bundle-run bench" BUNDLE
+    " [--runs N] [--warmup N] [--threads N] [--size DIM=N]... [--input ...]\n"
     "Results are JSON on standard output. A FILE of an input is .npy, or raw bytes of the input's dtype.\n";
 
 int cli_fail(int32_t status, const char *text) {
@@ -61,15 +65,24 @@ static bool parse(int argc, char **argv, cli_options *options) {
     const char *key = argv[at], *value = at + 1 < argc ? argv[at + 1] : NULL;
     bool equals = value != NULL && strchr(value, '=') != NULL, good;
     if (value == NULL) return false;
-    if (strcmp(key, "--target") == 0) good = (options->target = value) != NULL;
-    else if (strcmp(key, "--inputs") == 0) good = (options->archive = value) != NULL;
-    else if (strcmp(key, "--threads") == 0) good = whole(value, &options->threads);
-    else if (strcmp(key, "--runs") == 0) good = whole(value, &options->runs) && options->runs > 0;
-    else if (strcmp(key, "--warmup") == 0) good = whole(value, &options->warmup);
-    else if (strcmp(key, "--input") == 0) good = equals && add(options->inputs, &options->num_inputs, value);
-    else if (strcmp(key, "--size") == 0) good = equals && add(options->sizes, &options->num_sizes, value);
-    else if (strcmp(key, "--output") == 0) good = add(options->outputs, &options->num_outputs, value);
-    else good = false;
+    if (strcmp(key, "--target") == 0)
+      good = (options->target = value) != NULL;
+    else if (strcmp(key, "--inputs") == 0)
+      good = (options->archive = value) != NULL;
+    else if (strcmp(key, "--threads") == 0)
+      good = whole(value, &options->threads);
+    else if (strcmp(key, "--runs") == 0)
+      good = whole(value, &options->runs) && options->runs > 0;
+    else if (strcmp(key, "--warmup") == 0)
+      good = whole(value, &options->warmup);
+    else if (strcmp(key, "--input") == 0)
+      good = equals && add(options->inputs, &options->num_inputs, value);
+    else if (strcmp(key, "--size") == 0)
+      good = equals && add(options->sizes, &options->num_sizes, value);
+    else if (strcmp(key, "--output") == 0)
+      good = add(options->outputs, &options->num_outputs, value);
+    else
+      good = false;
     if (!good) {
       fprintf(stderr, "bundle-run: %s: got '%s'\n", key, value);
       return false;
@@ -93,7 +106,8 @@ static int32_t open_bundle(const cli_options *command, uint32_t flags, tc_bundle
 }
 
 static int info(tc_bundle *bundle) {
-  static const char *const keys[] = {"name", "version", "description", "target", "precision", "backend", "form", "digest"};
+  static const char *const keys[] = {"name",      "version", "description", "target",
+                                     "precision", "backend", "form",        "digest"};
   printf("{\"runtime_abi\": %u", tc_runtime_abi());
   for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
     printf(", \"%s\": ", keys[i]);
@@ -116,8 +130,10 @@ static int info(tc_bundle *bundle) {
     if (i) printf(", ");
     cli_print_string(stdout, dim.name);
     printf(": {\"min\": %lld, \"max\": ", (long long)dim.min);
-    if (dim.max == INT64_MAX) printf("null");
-    else printf("%lld", (long long)dim.max);
+    if (dim.max == INT64_MAX)
+      printf("null");
+    else
+      printf("%lld", (long long)dim.max);
     printf(", \"batch\": %s}", dim.batch ? "true" : "false");
   }
   printf("}}\n");
@@ -190,18 +206,21 @@ static int32_t bench(tc_bundle *bundle, const cli_options *options, cli_run *arr
     double start = now_ms();
     status = run_once(bundle, arrays, problem);
     double took = now_ms() - start;
-    if (i == -options->warmup - 1) first_ms = took;
-    else if (i >= 0) times[i] = took;
+    if (i == -options->warmup - 1)
+      first_ms = took;
+    else if (i >= 0)
+      times[i] = took;
   }
   if (status == TC_OK) {
     struct rusage usage;
     int count = options->runs, p95 = (count * 95 + 99) / 100 - 1;
     getrusage(RUSAGE_SELF, &usage);
     qsort(times, (size_t)count, sizeof *times, ascending);
-    printf("{\"runs\": %d, \"threads\": %d, \"median_ms\": %.4f, \"p95_ms\": %.4f, \"min_ms\": %.4f, \"load_ms\": %.4f, "
-           "\"first_ms\": %.4f, \"peak_kb\": %ld}\n",
-           count, options->threads, (times[(count - 1) / 2] + times[count / 2]) / 2, times[p95], times[0], load_ms, first_ms,
-           usage.ru_maxrss);
+    printf(
+        "{\"runs\": %d, \"threads\": %d, \"median_ms\": %.4f, \"p95_ms\": %.4f, \"min_ms\": %.4f, \"load_ms\": %.4f, "
+        "\"first_ms\": %.4f, \"peak_kb\": %ld}\n",
+        count, options->threads, (times[(count - 1) / 2] + times[count / 2]) / 2, times[p95], times[0], load_ms,
+        first_ms, usage.ru_maxrss);
   }
   free(times);
   return status;
@@ -222,13 +241,18 @@ int main(int argc, char **argv) {
     fputs(usage, stderr);
     return tc_exit_code(TC_USAGE);
   }
-  int32_t status = open_bundle(&options, command == 2 ? TC_FLAG_VERIFY_ALL : 0, &bundle, problem.text, sizeof problem.text);
+  int32_t status =
+      open_bundle(&options, command == 2 ? TC_FLAG_VERIFY_ALL : 0, &bundle, problem.text, sizeof problem.text);
   if (status != TC_OK) return cli_fail(status, problem.text);
   double load_ms = now_ms() - start;
-  if (command == 0) status = info(bundle);
-  else if (command == 1) status = run(bundle, &options, &arrays, &problem);
-  else if (command == 2) status = self_test(bundle, &problem);
-  else status = bench(bundle, &options, &arrays, load_ms, &problem);
+  if (command == 0)
+    status = info(bundle);
+  else if (command == 1)
+    status = run(bundle, &options, &arrays, &problem);
+  else if (command == 2)
+    status = self_test(bundle, &problem);
+  else
+    status = bench(bundle, &options, &arrays, load_ms, &problem);
   cli_free(&arrays);
   tc_close(bundle);
   if (status == TC_OK && fflush(stdout) != 0)

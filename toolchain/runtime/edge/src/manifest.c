@@ -37,7 +37,8 @@ static int32_t check_requirements(const json_value *data, const char *where, tcr
       !null_or(libc, JSON_OBJECT) ||
       (json_is(libc, JSON_OBJECT) &&
        (json_text(json_get(libc, "name")) == NULL || json_text(json_get(libc, "min")) == NULL)))
-    return tcr_damaged(problem, where, "'requirements' must hold os, arch, cpu_features, and perhaps libc and cuda_arch");
+    return tcr_damaged(problem, where,
+                       "'requirements' must hold os, arch, cpu_features, and perhaps libc and cuda_arch");
   return TC_OK;
 }
 
@@ -165,7 +166,8 @@ int tcr_incompatibilities(const json_value *requirements, bool linked, tcr_text 
     return found + 1;
   }
   for (const json_value *feature = features->as.first; feature; feature = feature->next)
-    if (!tcr_host_has(feature->as.text)) tcr_append(text, "%s%s", missing++ ? ", " : "\n  needs CPU features ", feature->as.text);
+    if (!tcr_host_has(feature->as.text))
+      tcr_append(text, "%s%s", missing++ ? ", " : "\n  needs CPU features ", feature->as.text);
   if (missing) {
     char machine[64];
     tcr_host_describe(machine, sizeof machine);

@@ -10,9 +10,9 @@ static const struct {
   char descr[4];
   uint8_t dtype;
 } descrs[] = {
-    {"|b1", TC_BOOL}, {"|i1", TC_INT8}, {"<i2", TC_INT16}, {"<i4", TC_INT32}, {"<i8", TC_INT64}, {"|u1", TC_UINT8},
-    {"<u2", TC_UINT16}, {"<u4", TC_UINT32}, {"<u8", TC_UINT64}, {"<f2", TC_FLOAT16}, {"<f4", TC_FLOAT32},
-    {"<f8", TC_FLOAT64},
+    {"|b1", TC_BOOL},   {"|i1", TC_INT8},    {"<i2", TC_INT16},   {"<i4", TC_INT32},
+    {"<i8", TC_INT64},  {"|u1", TC_UINT8},   {"<u2", TC_UINT16},  {"<u4", TC_UINT32},
+    {"<u8", TC_UINT64}, {"<f2", TC_FLOAT16}, {"<f4", TC_FLOAT32}, {"<f8", TC_FLOAT64},
 };
 #define DESCRS (sizeof descrs / sizeof *descrs)
 
@@ -58,7 +58,8 @@ int32_t tcr_parse_npy(const unsigned char *data, size_t bytes, const char *where
   header[length] = 0;
   const char *descr = after(header, "'descr'");
   for (size_t i = 0; i < DESCRS && array->dtype == 0; i++)
-    if (descr[0] == '\'' && strncmp(descr + 1, descrs[i].descr, 3) == 0 && descr[4] == '\'') array->dtype = descrs[i].dtype;
+    if (descr[0] == '\'' && strncmp(descr + 1, descrs[i].descr, 3) == 0 && descr[4] == '\'')
+      array->dtype = descrs[i].dtype;
   if (array->dtype == 0) return bad_npy(problem, where, "another dtype or byte order");
   if (!parse_shape(after(header, "'shape'"), array)) return bad_npy(problem, where, "its shape");
   if (strncmp(after(header, "'fortran_order'"), "False", 5) != 0 && array->rank > 1)
@@ -75,7 +76,8 @@ size_t tcr_npy_header(int32_t dtype, int32_t rank, const int64_t *shape, char he
   size_t index = 0;
   while (index + 1 < DESCRS && descrs[index].dtype != dtype) index++;
   tcr_append(&text, "{'descr': '%s', 'fortran_order': False, 'shape': (", descrs[index].descr);
-  for (int32_t i = 0; i < rank; i++) tcr_append(&text, "%lld%s", (long long)shape[i], rank == 1 ? "," : i + 1 < rank ? ", " : "");
+  for (int32_t i = 0; i < rank; i++)
+    tcr_append(&text, "%lld%s", (long long)shape[i], rank == 1 ? "," : i + 1 < rank ? ", " : "");
   tcr_append(&text, "), }");
   while (text.length % 64 != 63) tcr_append(&text, " ");
   tcr_append(&text, "\n");
@@ -98,7 +100,8 @@ typedef struct entry {
 } entry;
 
 static int32_t bad_zip(tcr_problem *problem, const char *where, const char *what) {
-  return tcr_fail(problem, TC_BAD_INPUT, where, "write it with numpy.savez", "is not an archive of arrays that this runtime reads: %s", what);
+  return tcr_fail(problem, TC_BAD_INPUT, where, "write it with numpy.savez",
+                  "is not an archive of arrays that this runtime reads: %s", what);
 }
 
 /* The entries of the central directory one after another (APPNOTE.TXT 4.3.12); false at the end. */
@@ -151,7 +154,8 @@ int32_t tcr_find_npz(const unsigned char *data, size_t bytes, const char *where,
   int32_t status = find_directory(data, bytes, where, &at, &end, problem);
   if (status != TC_OK) return status;
   while (next_entry(data, end, &at, &found))
-    if (found.name_length == length + 4 && memcmp(found.name, name, length) == 0 && memcmp(found.name + length, ".npy", 4) == 0)
+    if (found.name_length == length + 4 && memcmp(found.name, name, length) == 0 &&
+        memcmp(found.name + length, ".npy", 4) == 0)
       return member(data, bytes, where, &found, array, problem);
   return TC_OK;
 }
@@ -170,17 +174,20 @@ int32_t tcr_count_npz(const unsigned char *data, size_t bytes, const char *where
 static double of_half(uint16_t bits) {
   int exponent = bits >> 10 & 31;
   double value = bits & 1023;
-  if (exponent == 31) value = value != 0 ? NAN : INFINITY;
-  else if (exponent == 0) value = ldexp(value, -24);
-  else value = ldexp(value + 1024, exponent - 25);
+  if (exponent == 31)
+    value = value != 0 ? NAN : INFINITY;
+  else if (exponent == 0)
+    value = ldexp(value, -24);
+  else
+    value = ldexp(value + 1024, exponent - 25);
   return bits >> 15 ? -value : value;
 }
 
-#define AS(type)                                          \
-  do {                                                    \
-    type value;                                           \
+#define AS(type)                                               \
+  do {                                                         \
+    type value;                                                \
     memcpy(&value, data + index * sizeof value, sizeof value); \
-    return (double)value;                                 \
+    return (double)value;                                      \
   } while (0)
 
 double tcr_element(int32_t dtype, const unsigned char *data, size_t index) {

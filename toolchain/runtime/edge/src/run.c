@@ -82,7 +82,8 @@ int32_t tcr_shape_of(tc_bundle *bundle, int64_t *sizes, uint32_t output, int64_t
   int64_t whole[TC_MAX_RANK];
   const tcr_tensor *spec = &bundle->contract->outputs[output];
   uint32_t variant, split;
-  int32_t status = tcr_choose(bundle->contract, bundle->variants, bundle->num_variants, sizes, &variant, &split, problem);
+  int32_t status =
+      tcr_choose(bundle->contract, bundle->variants, bundle->num_variants, sizes, &variant, &split, problem);
   if (status != TC_OK) return status;
   if (split != TCR_NO_SPLIT) { /* as one part, but for the size along which it is split */
     int64_t total = sizes[split];
@@ -115,7 +116,8 @@ static int32_t stage(tcr_engine *engine, size_t index, int32_t dtype, int32_t ra
 
 static bool all_fixed(const tcr_engine *engine, const tcr_tensor *spec) {
   for (int32_t axis = 0; axis < spec->rank; axis++)
-    if (spec->shape[axis] == TC_UNKNOWN_SIZE || (is_dim(spec->shape[axis]) && engine->fixed[dim_at(spec->shape[axis])] == 0))
+    if (spec->shape[axis] == TC_UNKNOWN_SIZE ||
+        (is_dim(spec->shape[axis]) && engine->fixed[dim_at(spec->shape[axis])] == 0))
       return false;
   return true;
 }
@@ -150,12 +152,14 @@ static int32_t run_filled(tc_bundle *bundle, tcr_engine *engine, const int64_t *
     engine->passed[count + i] = engine->staged[count + i];
   }
   if (status == TC_OK)
-    status = engine->ops->run(engine, engine->effective, (const void *const *)engine->passed, engine->passed + count, problem);
+    status = engine->ops->run(engine, engine->effective, (const void *const *)engine->passed, engine->passed + count,
+                              problem);
   for (uint32_t i = 0; i < contract->num_outputs && status == TC_OK; i++) {
     const tcr_tensor *spec = &contract->outputs[i];
     if (engine->passed[count + i] == outputs[i]) continue;
     status = output_shapes(bundle, engine, sizes, i, from, to, problem);
-    tcr_copy_block(tcr_item_size(spec->dtype), spec->rank, to, engine->passed[count + i], from, start, outputs[i], to, start);
+    tcr_copy_block(tcr_item_size(spec->dtype), spec->rank, to, engine->passed[count + i], from, start, outputs[i], to,
+                   start);
   }
   return status;
 }
@@ -180,7 +184,8 @@ typedef struct part {
 } part;
 
 /* Copies a part of an array from or into the whole. */
-static void copy_part(const tcr_tensor *spec, const int64_t *whole, const part *piece, char *array, char *dense, bool out) {
+static void copy_part(const tcr_tensor *spec, const int64_t *whole, const part *piece, char *array, char *dense,
+                      bool out) {
   static const int64_t zero[TC_MAX_RANK] = {0};
   int64_t extent[TC_MAX_RANK], start[TC_MAX_RANK];
   for (int32_t axis = 0; axis < spec->rank; axis++) {
@@ -189,8 +194,10 @@ static void copy_part(const tcr_tensor *spec, const int64_t *whole, const part *
     start[axis] = along ? piece->start : 0;
   }
   size_t item = tcr_item_size(spec->dtype);
-  if (out) tcr_copy_block(item, spec->rank, extent, dense, extent, zero, array, whole, start);
-  else tcr_copy_block(item, spec->rank, extent, array, whole, start, dense, extent, zero);
+  if (out)
+    tcr_copy_block(item, spec->rank, extent, dense, extent, zero, array, whole, start);
+  else
+    tcr_copy_block(item, spec->rank, extent, array, whole, start, dense, extent, zero);
 }
 
 /* Points at the part of an array, or at memory for a copy of it; array NULL-safe for arrays without the dimension. */
@@ -222,14 +229,15 @@ static int32_t run_part(tc_bundle *bundle, int64_t *sizes, const part *piece, co
     char *array;
     memcpy(&array, i < count ? (const void *)&inputs[i] : (const void *)&outputs[i - count], sizeof array);
     sizes[piece->dim] = piece->total;
-    if (i < count) shape_at(spec, sizes, whole);
-    else status = tcr_shape_of(bundle, sizes, i - count, whole, problem);
+    if (i < count)
+      shape_at(spec, sizes, whole);
+    else
+      status = tcr_shape_of(bundle, sizes, i - count, whole, problem);
     sizes[piece->dim] = piece->size;
     if (status == TC_OK) status = part_of(spec, whole, piece, array, &copies[i], &pointers[i], problem);
     if (status == TC_OK && i < count && copies[i] != NULL) copy_part(spec, whole, piece, array, copies[i], false);
   }
-  if (status == TC_OK)
-    status = tcr_execute(bundle, sizes, (const void *const *)pointers, pointers + count, problem);
+  if (status == TC_OK) status = tcr_execute(bundle, sizes, (const void *const *)pointers, pointers + count, problem);
   for (uint32_t i = 0; i < contract->num_outputs && status == TC_OK; i++) {
     if (copies[count + i] == NULL) continue;
     sizes[piece->dim] = piece->total;
@@ -240,8 +248,8 @@ static int32_t run_part(tc_bundle *bundle, int64_t *sizes, const part *piece, co
   return status;
 }
 
-static int32_t run_in_parts(tc_bundle *bundle, int64_t *sizes, uint32_t split, int64_t step,
-                            const void *const *inputs, void *const *outputs, tcr_problem *problem) {
+static int32_t run_in_parts(tc_bundle *bundle, int64_t *sizes, uint32_t split, int64_t step, const void *const *inputs,
+                            void *const *outputs, tcr_problem *problem) {
   size_t count = (size_t)bundle->contract->num_inputs + bundle->contract->num_outputs;
   part piece = {split, 0, 0, sizes[split]};
   void **copies = calloc(2 * count, sizeof *copies);
@@ -260,7 +268,8 @@ static int32_t run_in_parts(tc_bundle *bundle, int64_t *sizes, uint32_t split, i
 int32_t tcr_execute(tc_bundle *bundle, int64_t *sizes, const void *const *inputs, void *const *outputs,
                     tcr_problem *problem) {
   uint32_t variant, split;
-  int32_t status = tcr_choose(bundle->contract, bundle->variants, bundle->num_variants, sizes, &variant, &split, problem);
+  int32_t status =
+      tcr_choose(bundle->contract, bundle->variants, bundle->num_variants, sizes, &variant, &split, problem);
   if (status != TC_OK) return status;
   if (split != TCR_NO_SPLIT)
     return run_in_parts(bundle, sizes, split, bundle->variants[variant].sizes[split], inputs, outputs, problem);

@@ -16,7 +16,8 @@ typedef struct record {
 
 static int32_t find(const record *test, const char *prefix, const char *name, tcr_array *array, tcr_problem *problem) {
   char key[1100];
-  if (snprintf(key, sizeof key, "%s%s", prefix, name) >= (int)sizeof key) return tcr_damaged(problem, SELFTEST, "a name is too long");
+  if (snprintf(key, sizeof key, "%s%s", prefix, name) >= (int)sizeof key)
+    return tcr_damaged(problem, SELFTEST, "a name is too long");
   int32_t status = tcr_find_npz(test->file.data, test->file.size, SELFTEST, key, array, problem);
   if (status == TC_BAD_INPUT) return problem->status = TC_DAMAGED_BUNDLE;
   if (status == TC_OK && array->data == NULL) return tcr_damaged(problem, SELFTEST, "does not hold %s", key);
@@ -33,7 +34,8 @@ static int32_t read_record(tc_bundle *bundle, record *test, tcr_problem *problem
   test->inputs = calloc(contract->num_inputs, sizeof *test->inputs);
   test->outputs = calloc(contract->num_outputs, sizeof *test->outputs);
   test->recorded = calloc(contract->num_outputs, sizeof *test->recorded);
-  if (!test->inputs || !test->outputs || !test->recorded) return tcr_no_memory(problem, contract->num_inputs, "the self-test");
+  if (!test->inputs || !test->outputs || !test->recorded)
+    return tcr_no_memory(problem, contract->num_inputs, "the self-test");
   for (uint32_t i = 0; i < contract->num_inputs && status == TC_OK; i++) {
     tcr_array array;
     status = find(test, "input:", contract->inputs[i].name, &array, problem);
@@ -51,13 +53,15 @@ static int32_t read_record(tc_bundle *bundle, record *test, tcr_problem *problem
 
 static int32_t run_record(tc_bundle *bundle, record *test, tcr_problem *problem) {
   const tcr_contract *contract = bundle->contract;
-  int32_t status = tcr_run_values(bundle, test->inputs, contract->num_inputs, test->outputs, contract->num_outputs, false, problem);
+  int32_t status =
+      tcr_run_values(bundle, test->inputs, contract->num_inputs, test->outputs, contract->num_outputs, false, problem);
   for (uint32_t i = 0; i < contract->num_outputs && status == TC_OK; i++) {
     test->outputs[i].data = malloc(test->outputs[i].bytes + 1);
     if (test->outputs[i].data == NULL) status = tcr_no_memory(problem, test->outputs[i].bytes, "an output");
   }
   if (status != TC_OK) return status;
-  return tcr_run_values(bundle, test->inputs, contract->num_inputs, test->outputs, contract->num_outputs, true, problem);
+  return tcr_run_values(bundle, test->inputs, contract->num_inputs, test->outputs, contract->num_outputs, true,
+                        problem);
 }
 
 static void compare(const tc_bundle *bundle, const char *name, const tc_value *got, const tcr_array *recorded,
@@ -66,7 +70,8 @@ static void compare(const tc_bundle *bundle, const char *name, const tc_value *g
   check->passed = 0;
   check->max_abs_error = INFINITY;
   check->cosine = 0;
-  if (got->rank != recorded->rank || (got->rank && memcmp(got->shape, recorded->shape, (size_t)got->rank * sizeof *got->shape))) {
+  if (got->rank != recorded->rank ||
+      (got->rank && memcmp(got->shape, recorded->shape, (size_t)got->rank * sizeof *got->shape))) {
     tcr_append(text, "\n  output '%s' has shape ", name);
     tcr_shape_text(text, got->rank, got->shape, NULL);
     tcr_append(text, ", recorded is ");
@@ -92,7 +97,8 @@ static void compare(const tc_bundle *bundle, const char *name, const tc_value *g
     check->passed = 0;
   }
   if (!isnan(limits->cosine) && !(check->cosine >= limits->cosine)) {
-    tcr_append(text, "\n  output '%s': cosine similarity %.6f, at least %.6f is needed", name, check->cosine, limits->cosine);
+    tcr_append(text, "\n  output '%s': cosine similarity %.6f, at least %.6f is needed", name, check->cosine,
+               limits->cosine);
     check->passed = 0;
   }
 }
@@ -103,7 +109,8 @@ int32_t tcr_self_test(tc_bundle *bundle, tc_output_check *checks, uint32_t num_c
   char lines[TCR_TEXT - 128] = "";
   tcr_text text = {lines, sizeof lines, 0};
   if (checks != NULL && num_checks != contract->num_outputs)
-    return tcr_fail(problem, TC_USAGE, "arguments", "", "%u checks are given, the model has %u outputs", num_checks, contract->num_outputs);
+    return tcr_fail(problem, TC_USAGE, "arguments", "", "%u checks are given, the model has %u outputs", num_checks,
+                    contract->num_outputs);
   int32_t status = read_record(bundle, &test, problem);
   if (status == TC_OK) status = run_record(bundle, &test, problem);
   for (uint32_t i = 0; i < contract->num_outputs && status == TC_OK; i++) {
@@ -111,8 +118,10 @@ int32_t tcr_self_test(tc_bundle *bundle, tc_output_check *checks, uint32_t num_c
     compare(bundle, contract->outputs[i].name, &test.outputs[i], &test.recorded[i], &check, &text);
     if (checks == NULL) continue;
     if (checks[i].size < sizeof check)
-      status = tcr_fail(problem, TC_USAGE, "arguments", "set it to sizeof(tc_output_check)", "the size of a check is %u", checks[i].size);
-    else checks[i] = check;
+      status = tcr_fail(problem, TC_USAGE, "arguments", "set it to sizeof(tc_output_check)",
+                        "the size of a check is %u", checks[i].size);
+    else
+      checks[i] = check;
   }
   if (status == TC_OK && text.length)
     status = tcr_fail(problem, TC_SELF_TEST, bundle->manifest.target, "", "the self-test failed%s", lines);

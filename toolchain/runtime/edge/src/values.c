@@ -35,21 +35,24 @@ static int32_t check_size(const tcr_contract *contract, const tcr_tensor *spec, 
                           int64_t *sizes, const char *hint, tcr_problem *problem) {
   if (spec->shape[axis] >= 0) {
     if (got == spec->shape[axis]) return TC_OK;
-    return tcr_fail(problem, TC_BAD_INPUT, "inputs", hint, "input '%s' axis %d must have size %lld, got %lld", spec->name,
-                    axis, (long long)spec->shape[axis], (long long)got);
+    return tcr_fail(problem, TC_BAD_INPUT, "inputs", hint, "input '%s' axis %d must have size %lld, got %lld",
+                    spec->name, axis, (long long)spec->shape[axis], (long long)got);
   }
   uint32_t index = (uint32_t)(-(spec->shape[axis] + 1));
   const tcr_dim *dim = &contract->dims[index];
   if (got < 0 || got < dim->min || got > dim->max) {
     char range[64];
-    if (dim->max == INT64_MAX) snprintf(range, sizeof range, "of at least %lld", (long long)dim->min);
-    else snprintf(range, sizeof range, "from %lld to %lld", (long long)dim->min, (long long)dim->max);
-    return tcr_fail(problem, TC_BAD_INPUT, "inputs", hint, "input '%s' axis %d (%s) must have a size %s, got %lld", spec->name,
-                    axis, dim->name, range, (long long)got);
+    if (dim->max == INT64_MAX)
+      snprintf(range, sizeof range, "of at least %lld", (long long)dim->min);
+    else
+      snprintf(range, sizeof range, "from %lld to %lld", (long long)dim->min, (long long)dim->max);
+    return tcr_fail(problem, TC_BAD_INPUT, "inputs", hint, "input '%s' axis %d (%s) must have a size %s, got %lld",
+                    spec->name, axis, dim->name, range, (long long)got);
   }
   if (sizes[index] >= 0 && sizes[index] != got)
-    return tcr_fail(problem, TC_BAD_INPUT, "inputs", hint, "input '%s' axis %d (%s) has size %lld, but another one has %lld",
-                    spec->name, axis, dim->name, (long long)got, (long long)sizes[index]);
+    return tcr_fail(problem, TC_BAD_INPUT, "inputs", hint,
+                    "input '%s' axis %d (%s) has size %lld, but another one has %lld", spec->name, axis, dim->name,
+                    (long long)got, (long long)sizes[index]);
   sizes[index] = got;
   return TC_OK;
 }
@@ -70,10 +73,11 @@ static int32_t check_value(const tcr_contract *contract, const tcr_tensor *spec,
     status = check_size(contract, spec, axis, value->shape[axis], sizes, hint, problem);
   if (status != TC_OK) return status;
   if (!tcr_bytes_of(value->dtype, value->rank, value->shape, &bytes))
-    return tcr_fail(problem, TC_BAD_INPUT, "inputs", hint, "input '%s' is larger than the memory of this machine", spec->name);
+    return tcr_fail(problem, TC_BAD_INPUT, "inputs", hint, "input '%s' is larger than the memory of this machine",
+                    spec->name);
   if (data && (value->bytes != bytes || (value->data == NULL && bytes != 0)))
-    return tcr_fail(problem, TC_BAD_INPUT, "inputs", hint, "input '%s' must have %zu bytes for its shape, got %zu", spec->name,
-                    bytes, value->data == NULL ? 0 : value->bytes);
+    return tcr_fail(problem, TC_BAD_INPUT, "inputs", hint, "input '%s' must have %zu bytes for its shape, got %zu",
+                    spec->name, bytes, value->data == NULL ? 0 : value->bytes);
   return TC_OK;
 }
 
@@ -109,7 +113,8 @@ static int32_t describe(tc_bundle *bundle, uint32_t index, tc_value *value, size
   value->dtype = spec->dtype;
   value->rank = spec->rank;
   if (tcr_bytes_of(spec->dtype, spec->rank, value->shape, needed)) return TC_OK;
-  return tcr_fail(problem, TC_NO_MEMORY, "outputs", "", "output '%s' is larger than the memory of this machine", spec->name);
+  return tcr_fail(problem, TC_NO_MEMORY, "outputs", "", "output '%s' is larger than the memory of this machine",
+                  spec->name);
 }
 
 static int32_t take_outputs(tc_bundle *bundle, tc_value *outputs, uint32_t count, bool execute, tcr_problem *problem) {
@@ -125,7 +130,8 @@ static int32_t take_outputs(tc_bundle *bundle, tc_value *outputs, uint32_t count
     int32_t status = find(contract, &outputs[i], i, true, &index, problem);
     if (status != TC_OK) return status;
     if (bundle->taken[index] != NULL)
-      return tcr_fail(problem, TC_BAD_INPUT, "outputs", hint, "output '%s' is given twice", contract->outputs[index].name);
+      return tcr_fail(problem, TC_BAD_INPUT, "outputs", hint, "output '%s' is given twice",
+                      contract->outputs[index].name);
     status = describe(bundle, index, &outputs[i], &needed, problem);
     if (status != TC_OK) return status;
     outputs[i].bytes = needed;
