@@ -21,7 +21,7 @@ import pytest
 
 from tests.helpers.bundle_samples import bundle_spec, matrix_engine, requirements
 from tests.helpers.processes import descendants, running, wait_until
-from tests.helpers.serving import TENTH, obedient_release
+from tests.helpers.serving_core import TENTH, obedient_release
 from toolchain.bundle.pack import pack_bundle, pack_release
 from toolchain.errors import ExitCode
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers.serving import TENTH, inputs_of, obedient_release, request_of, serving
+from tests.helpers.serving_core import TENTH, inputs_of, obedient_release, request_of, serving
 from toolchain.errors import ExitCode, ToolchainError
 from toolchain.runtime.server.api import InferRequest, ServeError, Status
 from toolchain.runtime.server.core import ServingCore

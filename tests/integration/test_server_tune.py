@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.serving import obedient_release, request_of, serving
+from tests.helpers.serving_core import obedient_release, request_of, serving
 from toolchain.errors import ExitCode, ToolchainError
 from toolchain.runtime.server.settings import load_settings
 from toolchain.runtime.server.tune import Search, settings_text, tune_and_write

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers.serving import obedient_release, request_of, serving
+from tests.helpers.serving_core import obedient_release, request_of, serving
 from toolchain.errors import ToolchainError
 from toolchain.runtime.server.api import ServeError, Status
 from toolchain.runtime.server.core import ServingCore
