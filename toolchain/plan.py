@@ -241,6 +241,7 @@ def _tvm_options(maker: Maker, profile: TargetProfile, precision: str, native: b
         proxy="" if native else _proxy(maker.host),
         records=records_to_json(records),
         records_file=maker.path(maker.recipe.records_file) if records else "",
+        form=profile.runtime.form,
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.artifact import canonical_json
-from toolchain.bundle.manifest import BundleManifest, RuntimeNeed, TargetInfo, Tolerance, parse_engine
+from toolchain.bundle.manifest import BundleManifest, EngineInfo, RuntimeNeed, TargetInfo, Tolerance, parse_engine
 from toolchain.bundle.pack import BundleSpec, PackedBundle, PackResult, pack_bundle, pack_release
 from toolchain.bundle.read import Release, open_release
 from toolchain.cache import Cache
@@ -112,7 +112,7 @@ def _bundle(
         target=TargetInfo(result.target, result.plan.profile.to_json()),
         requirements=result.plan.profile.requirements(),
         engine=engine_info,
-        runtime=_runtime(chosen.backend, result.plan.profile.runtime.execution_provider),
+        runtime=_runtime(engine_info, result.plan.profile.runtime.execution_provider),
         contract=contract,
         evidence={
             "verified": verdict.get("evidence"),
@@ -137,8 +137,10 @@ def measured_facts(result: TargetResult, outcomes: Mapping[str, Outcome]) -> dic
     return {**(result.measurement or {}), "digests": digests}
 
 
-def _runtime(backend: str, provider: str) -> RuntimeNeed:
-    if backend == "tvm":
+def _runtime(engine: EngineInfo, provider: str) -> RuntimeNeed:
+    if engine.form == "aot":
+        return RuntimeNeed("", "")
+    if engine.backend == "tvm":
         return RuntimeNeed("apache-tvm", f"=={installed_version('apache-tvm')}")
     distribution = "onnxruntime-gpu" if provider == "CUDAExecutionProvider" else "onnxruntime"
     made = installed_version("onnxruntime")

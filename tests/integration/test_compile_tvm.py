@@ -54,6 +54,7 @@ def test_dynamic_batch_gives_one_engine_that_agrees_with_onnxruntime(stages: Sta
         "backend": "tvm",
         "precision": "fp32",
         "device": "cpu",
+        "form": "aot",
         "variants": [{"file": "model.so", "sizes": {}}],
     }
     assert ran.facts["checked"] == "native"
@@ -73,17 +74,25 @@ def test_avx512_code_is_made_and_checked_by_proxy_where_it_cannot_run(stages: St
 
 
 @pytest.mark.parametrize("target", [cortex("cortex-a72", "+neon"), cortex("cortex-a76", "+neon", "+dotprod")])
-def test_an_arm_library_needs_only_libc_libm_and_tvm(stages: Stages, digits: Path, target: dict[str, Any]) -> None:
-    ran = stages.run(compile_tvm, replace(AARCH64, target=target), digits)
+@pytest.mark.parametrize("form", ["aot", "vm"])
+def test_an_arm_library_needs_only_what_its_form_says(
+    stages: Stages, digits: Path, target: dict[str, Any], form: str
+) -> None:
+    ran = stages.run(compile_tvm, replace(AARCH64, target=target, form=form), digits)
     assert not ran.refused
+    assert ran.facts["form"] == form
     assert ran.facts["checked"] == "proxy on build host"
     assert ran.facts["linker"] == "zig"
     info = read_elf(ran.engine / "model.so")
     assert info.machine == "aarch64"
-    assert set(info.needed) <= {"libc.so.6", "libm.so.6"}
     assert info.versions == ()
-    allowed = {"memcpy", "memset", "expf", "TVMFFIErrorSetRaisedFromCStrParts"}
-    assert {s for s in info.undefined if not s.startswith("TVM")} <= allowed
+    if form == "vm":
+        assert set(info.needed) <= {"libc.so.6", "libm.so.6"}
+        allowed = {"memcpy", "memset", "expf", "TVMFFIErrorSetRaisedFromCStrParts"}
+        assert {s for s in info.undefined if not s.startswith("TVM")} <= allowed
+    else:
+        assert set(info.needed) <= {"libc.so.6", "libm.so.6", "libpthread.so.0"}
+        assert not [s for s in info.undefined if s.startswith("TVM")]
 
 
 @pytest.mark.slow
@@ -117,7 +126,7 @@ def test_the_same_arm_bytes_come_out_in_two_folders(stages: Stages, digits: Path
 
 
 def test_dump_ir_writes_the_module_after_every_phase_in_order(stages: Stages, digits: Path, tmp_path: Path) -> None:
-    stages.run(compile_tvm, V3, digits, dump=tmp_path / "ir")
+    stages.run(compile_tvm, replace(V3, form="vm"), digits, dump=tmp_path / "ir")
     files = sorted((tmp_path / "ir").iterdir())
     assert [p.name.split("-", 1)[1].removesuffix(".py") for p in files] == [
         "import", "canonicalize", "integer", "fold", "simplify", "layout", "dispatch", "legalize", "annotate", "fuse",
@@ -129,6 +138,13 @@ def test_dump_ir_writes_the_module_after_every_phase_in_order(stages: Stages, di
     assert "R.nn.conv2d" not in text["legalize"]
     assert "T.vectorized" not in text["fuse"]
     assert "T.vectorized" in text["schedule"]
+
+
+def test_dump_ir_of_an_engine_ahead_of_time_ends_with_its_plan(stages: Stages, digits: Path, tmp_path: Path) -> None:
+    stages.run(compile_tvm, V3, digits, dump=tmp_path / "ir")
+    files = sorted(p.name for p in (tmp_path / "ir").iterdir())
+    assert files[-3:] == ["13-dataflow.py", "14-codegen.py", "15-plan.c"]
+    assert "static int32_t run(" in (tmp_path / "ir" / files[-1]).read_text()
 
 
 def test_sizes_that_cannot_stay_dynamic_become_one_engine_per_bucket(stages: Stages, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from toolchain.errors import ExitCode, ToolchainError, did_you_mean
 
 SCHEMA = 1
 BACKENDS = ("onnxruntime", "tvm")
+FORMS = ("aot", "vm")
 DEVICES = ("cpu", "cuda")
 
 
@@ -32,12 +33,16 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What runs: backend ``onnxruntime`` or ``tvm``, precision, device ``cpu`` or ``cuda``, variants."""
+    """What runs: backend ``onnxruntime`` or ``tvm``, precision, device ``cpu`` or ``cuda``, variants.
+
+    ``form`` of a TVM engine: ``aot`` needs no run-time, ``vm`` needs TVM's; "" for ONNX Runtime.
+    """
 
     backend: str
     precision: str
     device: str
     variants: tuple[Variant, ...]
+    form: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +173,15 @@ def parse_engine(data: Mapping[str, Any], where: Path | str) -> EngineInfo:
         reader.string("precision"),
         reader.choice("device", DEVICES),
         tuple(_variant(v, where) for v in variants),
+        _form(reader),
     )
+
+
+def _form(reader: _Reader) -> str:
+    """Of a TVM engine; bundles made before there were two forms name none."""
+    if reader.data.get("backend") != "tvm":
+        return ""
+    return reader.choice("form", FORMS) if reader.data.get("form") else "vm"
 
 
 def _variant(data: object, where: Path | str) -> Variant:

@@ -10,6 +10,7 @@ from toolchain.report import HEADER, evidence_lines, race_cells
 
 if TYPE_CHECKING:
     from toolchain.build import BuildResult
+    from toolchain.bundle.manifest import BundleManifest
     from toolchain.bundle.read import BundleRef
     from toolchain.execute import Forecast
 
@@ -75,6 +76,12 @@ def explain_lines(result: BuildResult) -> list[str]:
     return lines
 
 
+def _runtime_line(info: BundleManifest) -> str:
+    if not info.runtime.distribution:
+        return "no run-time: the engine is compiled ahead of time"
+    return f"{info.runtime.distribution} {info.runtime.versions} {info.runtime.provider}".rstrip()
+
+
 def bundle_lines(bundle: BundleRef) -> list[str]:
     """A bundle for a person: what it is, needs, takes, gives, and what is known about it."""
     info = bundle.manifest
@@ -84,7 +91,7 @@ def bundle_lines(bundle: BundleRef) -> list[str]:
         f"{info.target.name}  {bundle.digest}",
         f"  engine   {info.engine.precision}/{info.engine.backend} on {info.engine.device}: {'; '.join(info.reasons)}",
         f"  needs    {needs['os']}, {needs['arch']}, {' '.join(needs['cpu_features'])}",
-        f"           {info.runtime.distribution} {info.runtime.versions} {info.runtime.provider}".rstrip(),
+        f"           {_runtime_line(info)}",
     ]
     for kind in ("inputs", "outputs"):
         lines += [f"  {kind:8} {s['name']} {s['dtype']}{s['shape']}" for s in info.contract[kind]]

@@ -150,6 +150,10 @@ def open_engine(folder: Path, threads: int = 0, provider: str = CPU_PROVIDER, sp
     info = parse_engine(data, engine_json)
     contract = parse_contract(_read_json(folder / "contract.json"), folder / "contract.json")
     _check_variants(folder, info, contract)
+    if info.form == "aot":
+        from toolchain.runtime.aot_engine import aot_opener
+
+        return Engine(folder, info, contract, aot_opener(contract, threads))
     if info.backend == "tvm":
         from toolchain.runtime.tvm_engine import tvm_opener
 

@@ -29,12 +29,14 @@ _CLAUSE = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*(\d+(?:\.\d+)*)(?:\.?(?:a|b|rc|pos
 
 
 def check_runtime(need: RuntimeNeed) -> str:
-    """The installed version of what ``need`` names.
+    """The installed version of what ``need`` names; "" if it names nothing, as for engines made ahead of time.
 
     Raises:
         ToolchainError: MISSING_TOOL, not installed; INCOMPATIBLE_HOST, another version;
             DAMAGED_BUNDLE, the range of versions is not one.
     """
+    if not need.distribution:
+        return ""
     pip = f'pip install "{need.distribution}{need.versions}"'
     for distribution in _EQUIVALENT.get(need.distribution, (need.distribution,)):
         try:

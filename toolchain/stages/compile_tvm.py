@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from toolchain.specs import Signature
     from toolchain.tvm.compare import Comparison, Reference
+    from toolchain.tvm.forms import Form, Interface
     from toolchain.tvm.link import Linker
     from toolchain.tvm.pipeline import Machine, Notes
 
@@ -39,6 +40,7 @@ class Options:
             for the plainest of this architecture.
         records: tuned choices, as :func:`toolchain.tvm.records.to_json` gives them; the rules choose the rest.
         records_file: where they come from, relative to the repository's root, for the report.
+        form: of the engine, see :func:`toolchain.tvm.forms.build_library`.
     """
 
     target: Mapping[str, Any]
@@ -54,6 +56,7 @@ class Options:
     proxy: str = ""
     records: Mapping[str, str] = field(default_factory=dict)
     records_file: str = ""
+    form: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,8 @@ class _Job:
     machine: Machine
     folder: Path
     dump: Path | None
+    interface: Interface
+    form: Form | None = None
 
 
 def run(ctx: StageContext) -> StageResult:
@@ -95,7 +100,8 @@ def run(ctx: StageContext) -> StageResult:
 
     options: Options = ctx.options
     source = ctx.inputs["onnx"]
-    signature = Signature.from_contract(json.loads((source / "contract.json").read_text()))
+    contract = json.loads((source / "contract.json").read_text())
+    signature = Signature.from_contract(contract)
     model = onnx.load(source / "model.onnx")
     conform_inputs(model, signature)
     linker = Linker(options.linker, options.arch, options.libc_min)
@@ -108,12 +114,21 @@ def run(ctx: StageContext) -> StageResult:
         folder = ctx.out / "parts"
         folder.mkdir()
         reference = Reference(source / "model.onnx")
-        job = _Job(options, signature, reference, linker, machine, folder, ctx.dump_ir)
+        interface = _interface(signature, contract)
+        job = _Job(options, signature, reference, linker, machine, folder, ctx.dump_ir, interface)
         facts = _compile_sizes(job, model)
     except Refusal as refusal:
         shutil.rmtree(ctx.out / "parts", ignore_errors=True)
         return StageResult(refused=str(refusal))
     return StageResult(_write_engine(ctx, folder, facts))
+
+
+def _interface(signature: Signature, contract: Mapping[str, Any]) -> Interface:
+    from toolchain.tvm.forms import Interface
+
+    outputs = tuple(output["name"] for output in contract["outputs"])
+    limits = {name: (dim.min, dim.max) for name, dim in signature.dims.items()}
+    return Interface(tuple(spec.name for spec in signature.inputs), outputs, limits)
 
 
 def machine_of(options: Options) -> Machine:
@@ -172,6 +187,7 @@ def _compile_variants(job: _Job, variants: list[_Variant]) -> dict[str, Any]:
             for name, k in sorted(notes.kernels.items())
         ],
         **_records_facts(job),
+        **_form_facts(job),
         "linker": job.options.linker,
         "operators": dict(operator_counts(variants[-1].model)),
         "float_products": float_products(variants[-1].model),
@@ -186,6 +202,17 @@ def _records_facts(job: _Job) -> dict[str, Any]:
     if not choices.records:
         return {}
     return {"records": {"file": job.options.records_file, "given": len(choices.records), "used": choices.used}}
+
+
+def _form_facts(job: _Job) -> dict[str, Any]:
+    """The form of the engine, why it is not the one preferred, and what memory a plan needs."""
+    form = job.form
+    if form is None:
+        raise AssertionError("an engine without a variant")
+    facts: dict[str, Any] = {"form": form.name, "form_because": form.because or None}
+    if form.name == "aot":
+        facts |= {"arena_bytes": form.arena_bytes, "weight_bytes": form.weight_bytes}
+    return {key: value for key, value in facts.items() if value is not None}
 
 
 def _how_checked(options: Options) -> str:
@@ -206,17 +233,18 @@ def _compile_one(job: _Job, variant: _Variant, notes: Notes, *, single: bool) ->
     Raises:
         Refusal: it can't be imported or compiled, or computes something else than ONNX Runtime.
     """
+    from toolchain.tvm.forms import build_library
     from toolchain.tvm.importer import import_model
     from toolchain.tvm.library import Mismatch, Refusal
-    from toolchain.tvm.link import link_executable
-    from toolchain.tvm.pipeline import compile_module
     from toolchain.tvm.sizes import variant_name
 
     module = import_model(variant.model)
     dump = job.dump / variant_name(variant.sizes) if job.dump is not None and variant.sizes else job.dump
-    executable = compile_module(module, job.machine, notes, dump)
     library = job.folder / _file_name(variant, single)
-    link_executable(executable, job.linker, library)
+    # The variants of an engine are all of one form: the first one's.
+    built = build_library(module, job.machine, notes, job.linker, library, job.interface, _form(job), dump)
+    if job.form is None:
+        job.form = built
     sizes = [dict(variant.sizes)] if variant.sizes else job.signature.check_sizes()
     if _how_checked(job.options) == "native":
         result = _compare(job, library, sizes)
@@ -233,8 +261,9 @@ def _check_by_proxy(job: _Job, module: Any, sizes: list[dict[str, int]]) -> Comp
     import tempfile
 
     from toolchain.tvm.choices import Choices
-    from toolchain.tvm.link import Linker, link_executable
-    from toolchain.tvm.pipeline import Machine, Notes, compile_module
+    from toolchain.tvm.forms import build_library
+    from toolchain.tvm.link import Linker
+    from toolchain.tvm.pipeline import Machine, Notes
 
     arch = platform.machine()
     # The processor is an option, and so part of the key: the answer must not depend on which machine builds.
@@ -247,15 +276,19 @@ def _check_by_proxy(job: _Job, module: Any, sizes: list[dict[str, int]]) -> Comp
     linker = Linker("cc" if shutil.which("cc") else "zig", arch, "")
     with tempfile.TemporaryDirectory(prefix="toolchain-proxy-") as temporary:
         library = Path(temporary) / "proxy.so"
-        link_executable(compile_module(module, machine, Notes()), linker, library)
+        build_library(module, machine, Notes(), linker, library, job.interface, _form(job))
         return _compare(job, library, sizes)
 
 
+def _form(job: _Job) -> str:
+    return job.form.name if job.form is not None else job.options.form
+
+
 def _compare(job: _Job, library: Path, sizes: list[dict[str, int]]) -> Comparison:
-    from toolchain.tvm.compare import Library, compare_all, tolerance_of
+    from toolchain.tvm.compare import compare_all, open_library, tolerance_of
 
     tolerance = tolerance_of(job.options.precision)
-    return compare_all(Library(library), job.reference, job.signature, sizes, tolerance)
+    return compare_all(open_library(library, _form(job)), job.reference, job.signature, sizes, tolerance)
 
 
 def _write_engine(ctx: StageContext, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
@@ -273,6 +306,7 @@ def _write_engine(ctx: StageContext, folder: Path, facts: dict[str, Any]) -> dic
         "backend": "tvm",
         "precision": options.precision,
         "device": options.kind,
+        "form": facts["form"],
         "variants": facts["variants"],
     }
     (output / "engine.json").write_text(json.dumps(engine, sort_keys=True, indent=1) + "\n")
@@ -291,7 +325,7 @@ def programs(options: Options) -> tuple[str, ...]:
 
 STAGE = StageDef(
     name="compile_tvm",
-    version=3,
+    version=4,
     run="toolchain.stages.compile_tvm:run",
     options=Options,
     tools=("apache-tvm", "onnx", "onnxruntime", "onnxslim", "numpy", "ziglang"),

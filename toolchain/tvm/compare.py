@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from toolchain.graph.numeric import WITHOUT_SPINNING
+from toolchain.native_engine import NativeEngine
 from toolchain.specs import InputSpec, Signature
 from toolchain.tvm.library import load_tvm, one_line
 
@@ -101,8 +102,21 @@ class Reference:
         return dict(zip(self._names, self._session.run(None, dict(inputs)), strict=True))
 
 
-class Library:
+class Runnable(Protocol):
     """A linked library opened in this process, on the CPU."""
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Outputs in order, for inputs in order."""
+        ...
+
+
+def open_library(path: Path, form: str) -> Runnable:
+    """Opens a library of the form ``"aot"`` or ``"vm"``."""
+    return NativeEngine(path) if form == "aot" else Library(path)
+
+
+class Library:
+    """A library for TVM's virtual machine, opened in this process, on the CPU."""
 
     def __init__(self, path: Path) -> None:
         tvm = load_tvm()
@@ -117,7 +131,7 @@ class Library:
 
 
 def compare(
-    library: Library, reference: Reference, signature: Signature, sizes: Mapping[str, int], tolerance: Tolerance
+    library: Runnable, reference: Reference, signature: Signature, sizes: Mapping[str, int], tolerance: Tolerance
 ) -> Comparison:
     """Runs both once, at ``sizes``."""
     inputs = random_inputs(signature, sizes)
@@ -165,7 +179,7 @@ def _difference(have: np.ndarray, want: np.ndarray, tolerance: Tolerance) -> tup
 
 
 def compare_all(
-    library: Library,
+    library: Runnable,
     reference: Reference,
     signature: Signature,
     sizes: Sequence[Mapping[str, int]],

@@ -85,30 +85,44 @@ class Linker:
         driver = self._zig_cc() if self.name == "zig" else self._driver()
         self._call([*driver, *_C_FLAGS, "-c", source, "-o", source.removesuffix(".c") + ".o"], folder)
 
-    def link(self, objects: list[str], folder: Path, exports: str = "") -> None:
+    def link(self, objects: list[str], folder: Path, exports: str = "", *, threads: bool = False) -> None:
         """Links ``objects`` (names inside ``folder``) to ``folder / "model.so"``.
 
         Args:
             objects: names.
             folder: where they are.
             exports: a version script in the folder that says which symbols others may use; "": all.
+            threads: whether the objects start threads.
 
         Raises:
             ToolchainError: COMPILE with the linker's message.
         """
         if self.name == "zig":
             lld = [sys.executable, "-m", "ziglang", "ld.lld", "-m", _LLD_EMULATION[self.arch]]
-            (folder / "empty.ld").write_text("")
-            libraries = {"libm": "libm.so.6", "libpthread": "libpthread.so.0", "libc": "libc.so.6"}
-            for library, name in libraries.items():
-                self._call([*lld, "-shared", "-soname", name, "-o", f"{library}.so", "empty.ld"], folder)
             script = ["--version-script", exports] if exports else []
-            stubs = [f"{library}.so" for library in libraries]
+            stubs = self._stubs([*lld, "-soname"], "empty.ld", folder, threads=threads)
             self._call([*lld, *_COMMON, *script, "-o", "model.so", *objects, *stubs], folder)
             return
         flags = ["-shared", "-s", "-Wl,--build-id=none,--gc-sections"]
         flags += [f"-Wl,--version-script={exports}"] if exports else []
-        self._call([*self._driver(), *flags, "-o", "model.so", *objects, "-lm", "-pthread"], folder)
+        libraries = ["-lm"]
+        if self.name != "zig-cc" and threads:
+            # This machine's glibc would bind the library to its own, newer versions of the functions for threads.
+            flags += ["-nostdlib", "-Wl,--no-as-needed"]
+            libraries = self._stubs([*self._driver(), "-nostdlib", "-Wl,-soname"], "empty.c", folder, threads=threads)
+        self._call([*self._driver(), *flags, "-o", "model.so", *objects, *libraries], folder)
+
+    def _stubs(self, linker: list[str], source: str, folder: Path, *, threads: bool) -> list[str]:
+        """Empty libraries that stand for libm and libc, so that the output names them, without versions."""
+        libraries = {"libm": "libm.so.6", "libc": "libc.so.6"}
+        if threads:  # in glibc before 2.34 they are a library of their own
+            libraries["libpthread"] = "libpthread.so.0"
+        (folder / source).write_text("")
+        for library, name in libraries.items():
+            *command, soname = linker
+            option = [f"{soname},{name}"] if soname.startswith("-Wl") else [soname, name]
+            self._call([*command, "-shared", *option, "-o", f"{library}.so", source], folder)
+        return [f"{library}.so" for library in libraries]
 
     def _zig_cc(self) -> list[str]:
         triple = _ZIG_TRIPLE[self.arch] + (f".{self.libc_min}" if self.libc_min else "")

@@ -254,7 +254,7 @@ def prepare_module(module: Any, machine: Machine, notes: Notes, dump: Path | Non
     tvm = load_tvm()
     if machine.kind == "cuda":
         cuda.prepare(str(machine.target.get("arch", "")))
-    _dump(dump, 1, "import", module)
+    dump_module(dump, 1, "import", module)
     shared = [phase for phase in PHASES if phase.name not in _MACHINE_PHASES]
     prepared = _run_phases(Prepared(module, 1), shared, machine, notes, dump)
     notes.functions = sum(isinstance(f, tvm.tirx.PrimFunc) for _, f in prepared.module.functions_items())
@@ -292,7 +292,7 @@ def _run_phases(prepared: Prepared, phases: list[Phase], machine: Machine, notes
                 module = tvm.transform.Sequential(phase.make(machine, notes))(module)
         except Exception as error:
             raise Refusal(f"TVM's phase {phase.name!r} failed: {one_line(error)}") from error
-        _dump(dump, number, phase.name, module)
+        dump_module(dump, number, phase.name, module)
     return Prepared(module, number)
 
 
@@ -306,7 +306,7 @@ def _tir_pipeline(dot: str, dump: Path | None, number: int) -> str:
 
     @module_pass(opt_level=0, name="toolchain.dump")  # type: ignore[untyped-decorator]
     def dump_lowered(module: Any, _context: Any) -> Any:
-        _dump(dump, number, "codegen", module)
+        dump_module(dump, number, "codegen", module)
         return module
 
     own = [passes, stack_locals(), dot_products(dot), dump_lowered]
@@ -314,7 +314,8 @@ def _tir_pipeline(dot: str, dump: Path | None, number: int) -> str:
     return "toolchain"
 
 
-def _dump(folder: Path | None, number: int, name: str, module: Any) -> None:
+def dump_module(folder: Path | None, number: int, name: str, module: Any) -> None:
+    """Writes ``<NN>-<name>.py`` into ``folder``; nothing for None."""
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         text = str(module.script(show_meta=False))

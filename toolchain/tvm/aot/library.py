@@ -38,6 +38,7 @@ class AheadOfTime:
         plan: the plan's C source.
         arena_bytes: bytes of the buffers at static sizes; None: they depend on the dimensions.
         weight_bytes: bytes of the constants.
+        lowered: the module that the kernels' code was generated from.
     """
 
     program: Program
@@ -45,6 +46,7 @@ class AheadOfTime:
     plan: str
     arena_bytes: int | None
     weight_bytes: int
+    lowered: Any
 
 
 def compile_ahead(
@@ -71,7 +73,7 @@ def compile_ahead(
     kernels, lowered = kernels_object(module, machine)
     offsets, total = _offsets(program.weights)
     plan, arena = plan_text(program, scalar_types(lowered), offsets, total, limits)
-    return AheadOfTime(program, kernels, plan, arena, total)
+    return AheadOfTime(program, kernels, plan, arena, total, lowered)
 
 
 def _offsets(weights: Sequence[np.ndarray]) -> tuple[list[int], int]:
@@ -105,7 +107,7 @@ def link_ahead(engine: AheadOfTime, linker: Linker, output: Path) -> None:
         folder = Path(temporary)
         objects = write_objects(engine, linker, folder)
         (folder / "exports.map").write_text("{ global: toolchain_model; local: *; };\n")
-        linker.link(objects, folder, exports="exports.map")
+        linker.link(objects, folder, exports="exports.map", threads=True)
         os.replace(folder / "model.so", output)
     linker.check_output(output)
 

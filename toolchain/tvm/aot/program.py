@@ -112,9 +112,9 @@ class _Reader:
                 self._binding(binding)
         results = self._value(body.body)
         results = results if isinstance(results, tuple) else (results,)
-        types = self._types(body.body)
-        for index, (name, value, type_) in enumerate(zip(outputs, results, types, strict=True)):
-            self._output(index, Tensor(name, str(type_.dtype), self._shape(type_)), value)
+        became: dict[Value, Value] = {}
+        for name, value, type_ in zip(outputs, results, self._types(body.body), strict=True):
+            self._output(Tensor(name, str(type_.dtype), self._shape(type_)), value, became)
         return _with_lifetimes(self._program)
 
     def _parameters(self, main: Any, inputs: Sequence[str]) -> None:
@@ -202,16 +202,23 @@ class _Reader:
             given.append(self._shape(types[parameter])[axis])
         self._program.calls.append(Call(kernel, tuple(given)))
 
-    def _output(self, index: int, tensor: Tensor, value: Value) -> None:
-        """Lets the kernels write an output where it belongs, or copies it there."""
+    def _output(self, tensor: Tensor, value: Value, became: dict[Value, Value]) -> None:
+        """Lets the kernels write an output where it belongs, or copies it there.
+
+        Args:
+            tensor: the output.
+            value: where it is.
+            became: the buffers that are outputs now; extended.
+        """
         program = self._program
+        place = Value("output", len(program.outputs))
         program.outputs.append(tensor)
-        place = Value("output", index)
+        value = became.get(value, value)
         if value.place != "buffer":
             program.calls.append(Call("", (value, place, tensor.size)))
             return
+        became[value] = place
         program.calls = [replace_value(call, value, place) for call in program.calls]
-        self._values = {key: place if other == value else other for key, other in self._values.items()}
 
 
 def replace_value(call: Call, old: Value, new: Value) -> Call:

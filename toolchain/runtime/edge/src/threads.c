@@ -14,7 +14,9 @@
 #include <stdlib.h>
 
 #ifndef TC_NO_THREADS
+#include <errno.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <unistd.h>
 #endif
 
@@ -54,8 +56,8 @@ struct tc_threads {
   pthread_t *handles;
   int32_t started;
   pthread_mutex_t mutex;
-  pthread_cond_t wake;
-  int sleeping;           /* guarded by mutex */
+  sem_t wake;   /* not a condition variable: of those, glibc on x86 has two that differ, told apart by versions alone */
+  int sleeping; /* threads that wait for wake and were not woken yet; guarded by mutex */
   atomic_uint generation; /* raised for every launch and to stop */
   atomic_int stop;
   /* The launch: its number, how many tasks it has and which is next to take, in one word.  Whoever takes a task by
@@ -135,10 +137,10 @@ static unsigned await_launch(tc_threads *threads, unsigned seen) {
     relax();
   }
   pthread_mutex_lock(&threads->mutex);
-  threads->sleeping++;
-  while (atomic_load(&threads->generation) == seen) pthread_cond_wait(&threads->wake, &threads->mutex);
-  threads->sleeping--;
+  const int sleep = atomic_load(&threads->generation) == seen;
+  threads->sleeping += sleep;
   pthread_mutex_unlock(&threads->mutex);
+  while (sleep && sem_wait(&threads->wake) != 0 && errno == EINTR) continue;
   return atomic_load(&threads->generation);
 }
 
@@ -162,8 +164,10 @@ static void *serve(void *argument) {
 static void announce(tc_threads *threads) {
   pthread_mutex_lock(&threads->mutex);
   atomic_fetch_add(&threads->generation, 1);
-  if (threads->sleeping) pthread_cond_broadcast(&threads->wake);
+  int sleeping = threads->sleeping;
+  threads->sleeping = 0;
   pthread_mutex_unlock(&threads->mutex);
+  for (; sleeping > 0; sleeping--) sem_post(&threads->wake);
 }
 
 static int32_t processors(void) {
@@ -190,7 +194,7 @@ tc_threads *tc_threads_start(int32_t count) {
   if (threads == NULL) return NULL;
   threads->count = count > 0 ? count : processors();
   pthread_mutex_init(&threads->mutex, NULL);
-  pthread_cond_init(&threads->wake, NULL);
+  sem_init(&threads->wake, 0, 0);
   threads->workspaces = calloc((size_t)threads->count, sizeof *threads->workspaces);
   threads->handles = calloc((size_t)threads->count, sizeof *threads->handles);
   int failed = threads->workspaces == NULL || threads->handles == NULL;
@@ -209,7 +213,7 @@ void tc_threads_stop(tc_threads *threads) {
   announce(threads);
   for (int32_t i = 0; i < threads->started; i++) pthread_join(threads->handles[i], NULL);
   pthread_mutex_destroy(&threads->mutex);
-  pthread_cond_destroy(&threads->wake);
+  sem_destroy(&threads->wake);
   free_workspaces(threads);
   free(threads->handles);
   free(threads);

@@ -1,0 +1,95 @@
+"""The two forms of an engine that TVM compiled, and which of them a model gets.
+
+*Ahead of time* ("aot"): a plan in C, with no run-time.  *Virtual machine* ("vm"): TVM's run-time executes the
+Relax function; it serves what a plan can't, such as sizes that depend on values, and CUDA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolchain.tvm.aot.library import compile_ahead, link_ahead
+from toolchain.tvm.aot.sizes import PlanError
+from toolchain.tvm.library import Refusal
+from toolchain.tvm.link import link_executable
+from toolchain.tvm.pipeline import Notes, compile_prepared, dump_module, prepare_module
+
+if TYPE_CHECKING:
+    from toolchain.tvm.link import Linker
+    from toolchain.tvm.machine import Machine
+
+FORMS = ("auto", "aot", "vm")
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """What a plan must know of a model: names of inputs and outputs in order, and the dimensions' ranges."""
+
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    limits: Mapping[str, tuple[int, int | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What was built.
+
+    Attributes:
+        name: ``"aot"`` or ``"vm"``.
+        because: why it is the virtual machine's, when a plan was wanted.
+        arena_bytes: of a plan at static sizes; None otherwise.
+        weight_bytes: of a plan's constants.
+    """
+
+    name: str
+    because: str = ""
+    arena_bytes: int | None = None
+    weight_bytes: int | None = None
+
+
+def build_library(
+    module: Any,
+    machine: Machine,
+    notes: Notes,
+    linker: Linker,
+    output: Path,
+    interface: Interface,
+    form: str,
+    dump: Path | None = None,
+) -> Form:
+    """Compiles an imported module to the library ``output``, in the form wanted.
+
+    Args:
+        module: from the importer; not changed.
+        machine: the target.
+        notes: filled in.
+        linker: for the target.
+        output: file to write.
+        interface: of the model.
+        form: ``"auto"`` (ahead of time where that can be), ``"aot"`` or ``"vm"``.
+        dump: folder for the IR after each phase and for the plan, or None.
+
+    Raises:
+        Refusal: it can't be compiled, or not in this form.
+        ToolchainError: MISSING_TOOL, COMPILE or BAD_TARGET.
+    """
+    prepared = prepare_module(module, machine, notes, dump)
+    because = ""
+    if form != "vm" and machine.kind == "cpu":
+        try:
+            engine = compile_ahead(prepared.module, machine, interface.inputs, interface.outputs, interface.limits)
+        except PlanError as error:
+            because = f"a plan ahead of time can't hold the model: {error}"
+        else:
+            dump_module(dump, prepared.number + 1, "codegen", engine.lowered)
+            if dump is not None:
+                (dump / f"{prepared.number + 2:02d}-plan.c").write_text(engine.plan)
+            link_ahead(engine, linker, output)
+            return Form("aot", "", engine.arena_bytes, engine.weight_bytes)
+    if form == "aot":
+        raise Refusal(because or f"engines ahead of time are for CPUs, not for {machine.kind}")
+    link_executable(compile_prepared(prepared, machine, notes, dump), linker, output)
+    return Form("vm", because)
