@@ -1,128 +1,186 @@
-"""Releases of a small model that does what its inputs say: answers, takes its time, fails; and a core to serve it."""
+"""A small serving core in memory, and a server of it on a thread of its own."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import replace
-from pathlib import Path
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
-from tests.helpers.bundle_samples import bundle_spec, write_engine
-from toolchain.bundle.pack import pack_bundle, pack_release
-from toolchain.runtime.server.api import InferRequest
-from toolchain.runtime.server.core import ServingCore
-from toolchain.runtime.server.settings import load_settings
+from toolchain.runtime.server.api import (
+    IndexEntry,
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+    ServeError,
+    Status,
+    TensorSpec,
+)
+from toolchain.runtime.server.frontend import Frontends, FrontendSettings, Listen, TlsFiles, start
 
-ROWS = 4
-#: Turns of the loop that take about a tenth of a second.
-TENTH = 40_000
-CONTRACT: dict[str, Any] = {
-    "schema": 1,
-    "inputs": [
-        {"name": "x", "dtype": "float32", "shape": ["batch", "width"], "pad": None},
-        {"name": "index", "dtype": "int64", "shape": ["batch"], "pad": None},
-        {"name": "work", "dtype": "int64", "shape": ["batch"], "pad": None},
-    ],
-    "outputs": [{"name": "y", "dtype": "float32", "shape": ["batch", "width"]}],
-    "dims": {
-        "batch": {"min": 1, "max": 64, "batch": True, "buckets": []},
-        "width": {"min": 1, "max": 4096, "batch": False, "buckets": []},
-    },
-    "preprocessing": "",
+TENSORS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "double": ("FP32", (-1, 4)),
+    "echo": ("", ()),
+    "text": ("BYTES", (-1,)),
+    "slow": ("FP32", (-1, 4)),
+    "broken": ("FP32", (-1, 4)),
+    "busy": ("FP32", (-1, 4)),
 }
 
 
-def obedient_model(rows: int = ROWS, offset: float = 0.0) -> onnx.ModelProto:
-    """y = x + offset + index, after ``max(work)`` turns of a loop; an index of ``rows`` or more is an error."""
-    body = helper.make_graph(
-        [helper.make_node("Identity", ["go"], ["goes"]), helper.make_node("Softsign", ["v"], ["w"])],
-        "turn",
-        [
-            helper.make_tensor_value_info("i", TensorProto.INT64, []),
-            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("v", TensorProto.FLOAT, []),
-        ],
-        [
-            helper.make_tensor_value_info("goes", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("w", TensorProto.FLOAT, []),
-        ],
-    )
-    nodes = [
-        helper.make_node("ReduceMax", ["work"], ["turns"], keepdims=0),
-        helper.make_node("Loop", ["turns", "", "zero"], ["nothing"], body=body),
-        helper.make_node("Gather", ["table", "index"], ["shift"]),
-        helper.make_node("Add", ["x", "shift"], ["shifted"]),
-        helper.make_node("Add", ["shifted", "nothing"], ["y"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "obedient",
-        [
-            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "width"]),
-            helper.make_tensor_value_info("index", TensorProto.INT64, ["batch"]),
-            helper.make_tensor_value_info("work", TensorProto.INT64, ["batch"]),
-        ],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "width"])],
-        [
-            numpy_helper.from_array(np.arange(rows, dtype=np.float32).reshape(-1, 1) + np.float32(offset), "table"),
-            numpy_helper.from_array(np.zeros((), np.float32), "zero"),
-        ],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+class SmallCore:
+    """Models: double (x*2), echo (any inputs as they are), text, slow (waits for ``release``), broken, busy."""
+
+    def __init__(self) -> None:
+        self.unloaded: set[str] = set()
+        self.cancelled = 0
+        self.started = 0
+        self.release = asyncio.Event()
+        self.requests: list[InferRequest] = []
+        self.keep = False
+
+    def live(self) -> bool:
+        return True
+
+    def ready(self) -> bool:
+        return not self.unloaded
+
+    def _known(self, name: str, version: str) -> None:
+        if name not in TENSORS:
+            raise ServeError(Status.NOT_FOUND, f"unknown model {name!r}")
+        if version not in ("", "1"):
+            raise ServeError(Status.NOT_FOUND, f"model {name!r} has no version {version!r}")
+
+    def model_ready(self, name: str, version: str = "") -> bool:
+        self._known(name, version)
+        return name not in self.unloaded
+
+    def metadata(self, name: str, version: str = "") -> ModelMetadata:
+        self._known(name, version)
+        datatype, shape = TENSORS[name]
+        labels = ("zero", "one", "two", "three")
+        if not datatype:  # echo: one of each
+            return ModelMetadata(name, ("1",), "small", (), (TensorSpec("b", "BF16", (-1,)),))
+        return ModelMetadata(
+            name, ("1",), "small", (TensorSpec("x", datatype, shape),), (TensorSpec("y", datatype, shape, labels),)
+        )
+
+    def config(self, name: str, version: str = "") -> dict[str, Any]:
+        self._known(name, version)
+        dims = list(TENSORS[name][1])[1:]
+        data_type = f"TYPE_{TENSORS[name][0] or 'FP32'}"
+        return {
+            "name": name,
+            "platform": "small",
+            "max_batch_size": 8,
+            "input": [{"name": "x", "data_type": data_type, "dims": dims}],
+            "output": [{"name": "y", "data_type": data_type, "dims": dims}],
+        }
+
+    def statistics(self, name: str = "", version: str = "") -> list[dict[str, Any]]:
+        names = [name] if name else sorted(TENSORS)
+        for known in names:
+            self._known(known, version)
+        took = {"count": 3, "ns": 3000}
+        keys = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+        stats = {"inference_count": 3, "execution_count": 2, "inference_stats": dict.fromkeys(keys, took)}
+        return [{"name": known, "version": "1", "last_inference": 5, **stats} for known in names]
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        self._known(request.model, request.version)
+        if self.keep:
+            self.requests.append(request)
+        if request.model == "busy":
+            raise ServeError(Status.FULL, "the queue is full", retry_after=1.2)
+        if request.model == "broken":
+            raise RuntimeError("broken")
+        if request.model == "slow":
+            self.started += 1
+            try:
+                await self.release.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        if request.model == "echo":
+            outputs = dict(request.inputs)
+        else:
+            x = request.inputs.get("x")
+            if x is None or x.ndim != len(TENSORS[request.model][1]):
+                raise ServeError(Status.INVALID, "input 'x' is missing or has another shape")
+            outputs = {"y": x if request.model == "text" else x * 2}
+        if request.outputs:
+            outputs = {name: outputs[name] for name in request.outputs}
+        return InferResponse(request.model, request.version or "1", request.id, outputs)
+
+    def index(self, *, ready_only: bool = False) -> list[IndexEntry]:
+        states = [
+            IndexEntry(n, "1", "UNAVAILABLE", "unloaded") if n in self.unloaded else IndexEntry(n, "1", "READY")
+            for n in TENSORS
+        ]
+        return [entry for entry in states if entry.state == "READY" or not ready_only]
+
+    async def load(self, name: str, parameters: Mapping[str, Any] | None = None) -> None:
+        self._known(name, "")
+        self.unloaded.discard(name)
+
+    async def unload(self, name: str) -> None:
+        self._known(name, "")
+        self.unloaded.add(name)
+
+    def metrics(self) -> bytes:
+        return b"# small\n"
 
 
-def obedient_release(
-    folder: Path,
-    version: str = "1.0.0",
-    *,
-    name: str = "obedient",
-    rows: int = ROWS,
-    offset: float = 0.0,
-    recorded: float | None = None,
-) -> Path:
-    """A release ``folder/name/version`` with a self-test that expects ``recorded`` (the right offset by default)."""
-    engine = folder / f".engine-{name}-{version}"
-    write_engine(engine, CONTRACT, {"model.onnx": {}})
-    onnx.save(obedient_model(rows, offset), engine / "model.onnx")
-    inputs = inputs_of(0.5)
-    expected = inputs["x"] + np.float32(offset if recorded is None else recorded)
-    arrays = {f"input:{key}": value for key, value in inputs.items()} | {"output:y": expected}
-    np.savez(engine / "selftest.npz", **arrays)  # type: ignore[arg-type]
-    spec = bundle_spec(engine)
-    spec = replace(spec, manifest=replace(spec.manifest, name=name, version=version))
-    release = folder / name / version
-    release.parent.mkdir(parents=True, exist_ok=True)
-    pack_release(name, version, [pack_bundle(spec)], release)
-    return release
+class Running:
+    """A running server, seen from another thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, core: SmallCore, frontends: Frontends) -> None:
+        self.loop = loop
+        self.core = core
+        self.frontends = frontends
+        self.http_port = frontends.http_port
+        self.http = f"127.0.0.1:{frontends.http_port}"
+        self.grpc = f"127.0.0.1:{frontends.grpc_port}"
+
+    def drain(self, grace: float) -> None:
+        asyncio.run_coroutine_threadsafe(self.frontends.drain(grace), self.loop).result(grace + 10)
+
+    def do(self, call: Any) -> None:
+        """Call something on the server's loop."""
+        done = threading.Event()
+        self.loop.call_soon_threadsafe(lambda: (call(), done.set()))
+        assert done.wait(10)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.http_port), timeout=10)
 
 
-def inputs_of(value: float, *, index: int = 0, work: int = 0, rows: int = 1, width: int = 4) -> dict[str, np.ndarray]:
-    return {
-        "x": np.full((rows, width), value, np.float32),
-        "index": np.full((rows,), index, np.int64),
-        "work": np.full((rows,), work, np.int64),
-    }
+@contextmanager
+def serving(
+    settings: FrontendSettings | None = None, *, grpc: bool = False, tls: TlsFiles | None = None
+) -> Iterator[Running]:
+    """A server of a :class:`SmallCore` on free ports, on a thread of its own."""
+    import uvloop
 
+    loop = uvloop.new_event_loop()
 
-def request_of(value: float, version: str = "", model: str = "obedient", **how: Any) -> InferRequest:
-    settings = {key: how.pop(key) for key in ("priority", "timeout_us", "outputs", "id") if key in how}
-    return InferRequest(model, version, inputs_of(value, **how), **settings)
+    async def begin() -> Running:
+        core = SmallCore()
+        listen = Listen("127.0.0.1", 0, 0 if grpc else None)
+        return Running(loop, core, await start(core, settings or FrontendSettings(), listen, tls))
 
-
-@asynccontextmanager
-async def serving(*releases: Path, watch: Path | None = None, **defaults: Any) -> AsyncIterator[ServingCore]:
-    """A core that serves ``releases`` with these model settings."""
-    overrides: Mapping[str, Any] = {f"defaults.{key}": value for key, value in {"threads": 1, **defaults}.items()}
-    extra = {"watch": str(watch), "watch_interval_s": 0.05} if watch else {}
-    core = ServingCore(load_settings(None, {**overrides, **extra}))
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    running = asyncio.run_coroutine_threadsafe(begin(), loop).result(30)
     try:
-        await core.start([str(release) for release in releases])
-        yield core
+        yield running
     finally:
-        await asyncio.wait_for(core.close(), 20)
+        running.do(running.core.release.set)
+        running.drain(0.2)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()

@@ -1,4 +1,4 @@
-"""Triton's classification extension: the highest values of an output, as ``"value:index"`` or ``"value:index:label"``."""
+"""Triton's classification extension: the highest values of an output, as ``"value:index[:label]"``."""
 
 from __future__ import annotations
 

@@ -1,0 +1,222 @@
+"""The gRPC inference service, all RPCs of the published proto."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf import json_format
+
+from toolchain.runtime.server.api import Core, ServeError, Status
+from toolchain.runtime.server.frontend import check_admin, check_bearer
+from toolchain.runtime.server.grpc_codec import Codec, parameters_of
+from toolchain.runtime.server.log_settings import TRACE_SETTINGS, LogSettings
+from toolchain.runtime.server.proto import stubs
+from toolchain.runtime.server.routes import EXTENSIONS, SERVER_NAME
+from toolchain.version import __version__
+
+if TYPE_CHECKING:
+    from toolchain.runtime.server.frontend import FrontendSettings
+    from toolchain.runtime.server.shared_memory import SharedMemory
+
+pb = stubs()
+_log = logging.getLogger("toolchain.serve")
+_OPEN = frozenset({"ServerLive", "ServerReady", "ModelReady"})
+_STREAM_WINDOW = 64
+_CODES = {code.name: code for code in grpc.StatusCode}
+
+
+class InferenceService:
+    """One method for each RPC, named as it is, in lower case with underscores."""
+
+    def __init__(self, core: Core, settings: FrontendSettings, memory: SharedMemory) -> None:
+        self._core = core
+        self._settings = settings
+        self._memory = memory
+        self._codec = Codec(core, memory)
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The service for a gRPC server, made from the proto's descriptor."""
+        service = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+        handlers = {}
+        for method in service.methods:
+            behaviour = getattr(self, re.sub(r"(?<=[a-z])(?=[A-Z])", "_", method.name).lower())
+            make = grpc.stream_stream_rpc_method_handler
+            if method.name != "ModelStreamInfer":
+                behaviour, make = self._guarded(behaviour, method.name), grpc.unary_unary_rpc_method_handler
+            request, response = getattr(pb, method.input_type.name), getattr(pb, method.output_type.name)
+            handlers[method.name] = make(behaviour, request.FromString, response.SerializeToString)
+        return grpc.method_handlers_generic_handler(service.full_name, handlers)
+
+    def _guarded(self, behaviour: Callable[[Any], Any], name: str) -> Callable[[Any, Any], Awaitable[Any]]:
+        """A method with its errors as gRPC statuses, for clients that may call it."""
+        checked = self._settings.authorize is not None and name not in _OPEN
+        waits = asyncio.iscoroutinefunction(behaviour)
+
+        async def call(request: Any, context: Any) -> Any:
+            try:
+                if checked:
+                    self._authorize(context)
+                return await behaviour(request) if waits else behaviour(request)
+            except ServeError as error:
+                refused = error
+            except Exception:
+                _log.exception("request failed", extra={"facts": {"rpc": name}})
+                refused = ServeError(Status.INTERNAL, "the server failed to answer this request; its log says why")
+            await _abort(context, refused)
+            return None
+
+        return call
+
+    def _authorize(self, context: Any) -> None:
+        given = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+        check_bearer(self._settings, given[0] if given and isinstance(given[0], str) else None)
+
+    def server_live(self, request: Any) -> Any:
+        return pb.ServerLiveResponse(live=self._core.live())
+
+    def server_ready(self, request: Any) -> Any:
+        return pb.ServerReadyResponse(ready=self._core.ready())
+
+    def model_ready(self, request: Any) -> Any:
+        return pb.ModelReadyResponse(ready=self._core.model_ready(request.name, request.version))
+
+    def server_metadata(self, request: Any) -> Any:
+        return pb.ServerMetadataResponse(name=SERVER_NAME, version=__version__, extensions=EXTENSIONS)
+
+    def model_metadata(self, request: Any) -> Any:
+        found = self._core.metadata(request.name, request.version)
+        message = pb.ModelMetadataResponse(name=found.name, versions=found.versions, platform=found.platform)
+        for specs, tensors in ((found.inputs, message.inputs), (found.outputs, message.outputs)):
+            for spec in specs:
+                tensors.add(name=spec.name, datatype=spec.datatype, shape=spec.shape)
+        return message
+
+    async def model_infer(self, request: Any) -> Any:
+        inference, wishes = self._codec.decode(request)
+        return self._codec.encode(await self._core.infer(inference), wishes)
+
+    async def model_stream_infer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        """Answers in the order of the requests, up to 64 of which are worked on at the same time."""
+        if self._settings.authorize is not None:
+            try:
+                self._authorize(context)
+            except ServeError as error:
+                await _abort(context, error)
+        waiting: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(_STREAM_WINDOW)
+
+        async def read() -> None:
+            try:
+                async for request in requests:
+                    await waiting.put(asyncio.create_task(self._one_of_stream(request)))
+            finally:
+                await waiting.put(None)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (task := await waiting.get()) is not None:
+                yield await task
+        finally:
+            reader.cancel()
+            while not waiting.empty():
+                left = waiting.get_nowait()
+                if left is not None:
+                    left.cancel()
+
+    async def _one_of_stream(self, request: Any) -> Any:
+        """The answer to one request of a stream; an error doesn't end the stream."""
+        try:
+            message = await self.model_infer(request)
+        except ServeError as error:
+            failed = pb.ModelStreamInferResponse(error_message=error.message)
+            failed.infer_response.id = request.id
+            return failed
+        except Exception:
+            _log.exception("request failed", extra={"facts": {"rpc": "ModelStreamInfer"}})
+            return pb.ModelStreamInferResponse(error_message="the server failed to answer; its log says why")
+        if request.parameters.get("triton_enable_empty_final_response") is not None:
+            message.parameters["triton_final_response"].bool_param = True
+        return pb.ModelStreamInferResponse(infer_response=message)
+
+    def model_config(self, request: Any) -> Any:
+        config = self._core.config(request.name, request.version)
+        message = pb.ModelConfigResponse()
+        json_format.ParseDict(config, message.config, ignore_unknown_fields=True)
+        return message
+
+    def model_statistics(self, request: Any) -> Any:
+        found = self._core.statistics(request.name, request.version)
+        return json_format.ParseDict({"model_stats": found}, pb.ModelStatisticsResponse(), ignore_unknown_fields=True)
+
+    def repository_index(self, request: Any) -> Any:
+        message = pb.RepositoryIndexResponse()
+        for entry in self._core.index(ready_only=request.ready):
+            message.models.add(name=entry.name, version=entry.version, state=entry.state, reason=entry.reason)
+        return message
+
+    async def repository_model_load(self, request: Any) -> Any:
+        check_admin(self._settings, "loading a model")
+        await self._core.load(request.model_name, parameters_of(request.parameters, "load") or None)
+        return pb.RepositoryModelLoadResponse()
+
+    async def repository_model_unload(self, request: Any) -> Any:
+        check_admin(self._settings, "unloading a model")
+        await self._core.unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
+
+    def system_shared_memory_status(self, request: Any) -> Any:
+        message = pb.SystemSharedMemoryStatusResponse()
+        for region in self._memory.status(request.name):
+            status = pb.SystemSharedMemoryStatusResponse.RegionStatus(
+                name=region.name, key=region.key, offset=region.offset, byte_size=region.size
+            )
+            message.regions[region.name].CopyFrom(status)
+        return message
+
+    def system_shared_memory_register(self, request: Any) -> Any:
+        self._memory.register(request.name, request.key, request.offset, request.byte_size)
+        return pb.SystemSharedMemoryRegisterResponse()
+
+    def system_shared_memory_unregister(self, request: Any) -> Any:
+        self._memory.unregister(request.name)
+        return pb.SystemSharedMemoryUnregisterResponse()
+
+    def cuda_shared_memory_status(self, request: Any) -> Any:
+        return pb.CudaSharedMemoryStatusResponse()
+
+    def cuda_shared_memory_register(self, request: Any) -> Any:
+        raise ServeError(Status.UNSUPPORTED, "shared memory of CUDA devices is not supported")
+
+    def cuda_shared_memory_unregister(self, request: Any) -> Any:
+        return pb.CudaSharedMemoryUnregisterResponse()
+
+    def trace_setting(self, request: Any) -> Any:
+        if request.settings:
+            raise ServeError(Status.UNSUPPORTED, "trace settings can't be changed while the server runs")
+        if request.model_name:
+            self._core.metadata(request.model_name)
+        message = pb.TraceSettingResponse()
+        for key, value in TRACE_SETTINGS.items():
+            message.settings[key].value.extend(value if isinstance(value, list) else [value])
+        return message
+
+    def log_settings(self, request: Any) -> Any:
+        if request.settings:
+            check_admin(self._settings, "changing log settings")
+            LogSettings.update(parameters_of(request.settings, "log settings"))
+        message = pb.LogSettingsResponse()
+        for key, value in LogSettings.current().items():
+            kind = "bool_param" if isinstance(value, bool) else "uint32_param" if isinstance(value, int) else ""
+            setattr(message.settings[key], kind or "string_param", value)
+        return message
+
+
+async def _abort(context: Any, error: ServeError) -> None:
+    metadata: tuple[tuple[str, str], ...] = ()
+    if error.retry_after is not None:
+        metadata = (("retry-after", str(max(1, -int(-error.retry_after // 1)))),)
+    await context.abort(_CODES[error.status.value[1]], error.message, metadata)
