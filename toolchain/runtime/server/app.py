@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 import signal
+import socket
 import ssl
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -134,14 +135,26 @@ def _not_installed(error: ImportError) -> ToolchainError:
 
 
 def _cannot_listen(error: OSError, settings: ServerSettings) -> ToolchainError:
-    ports = f"{settings.http_port}" + (f" and {settings.grpc_port}" if settings.grpc else "")
-    in_use = error.errno == errno.EADDRINUSE
-    reason = "a port is in use" if in_use else (error.strerror or str(error))
-    return ToolchainError(
-        f"cannot listen on {settings.host}, ports {ports}: {reason}",
-        hint="choose others with --http-port and --grpc-port; 0 is any that is free" if in_use else "",
-        code=ExitCode.USAGE,
-    )
+    ports = [settings.http_port, *([settings.grpc_port] if settings.grpc else [])]
+    # gRPC does not say why it could not bind.
+    taken = [str(port) for port in ports if _is_taken(settings.host, port)]
+    if taken:
+        reason = f"port {' and port '.join(taken)} is in use"
+        hint = "choose others with --http-port and --grpc-port; 0 is any that is free"
+    else:
+        reason, hint = f"ports {', '.join(map(str, ports))}: {error.strerror or error}", ""
+    return ToolchainError(f"cannot listen on {settings.host}: {reason}", hint=hint, code=ExitCode.USAGE)
+
+
+def _is_taken(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
+    return False
 
 
 def frontend_settings(settings: ServerSettings) -> FrontendSettings:
