@@ -183,7 +183,7 @@ static void try_bundle(const input *in) {
   tc_options options = TC_OPTIONS;
   tc_bundle *bundle = NULL;
   char error[200], *text = (char *)exact(in->data, in->size);
-  options.flags = rnd(8);
+  options.flags = rnd(8) | (rnd(16) ? 0 : TC_FLAG_DESCRIBE);
   options.error = error;
   options.error_bytes = rnd(sizeof error + 1);
   if (tc_open_linked(toolchain_model(), rnd(32) ? text : NULL, in->size, &options, &bundle) == TC_OK) use(bundle);
@@ -241,7 +241,7 @@ static void try_layout(const input *in) {
   tc_options options = TC_OPTIONS;
   tc_bundle *bundle = NULL;
   char error[1024];
-  options.flags = rnd(8);
+  options.flags = rnd(8) | (rnd(16) ? 0 : TC_FLAG_DESCRIBE);
   options.threads = 1;
   options.error = error;
   options.error_bytes = sizeof error;

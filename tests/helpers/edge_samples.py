@@ -21,7 +21,7 @@ DTYPES = [
 ]  # fmt: skip
 OK, USAGE, INCOMPATIBLE_HOST, DAMAGED_BUNDLE, BAD_INPUT, NO_ENGINE, STORAGE, NO_MEMORY, BUSY, FAILED = range(10)
 TOO_SMALL, SELF_TEST = 10, 11
-VERIFY_ALL, OPEN_ALL, WAIT = 1, 2, 4
+VERIFY_ALL, OPEN_ALL, WAIT, DESCRIBE = 1, 2, 4, 8
 
 
 def compile_model(output: Path, batch: int = 0, compiler: tuple[str, ...] = ("cc",), **defines: object) -> Path:

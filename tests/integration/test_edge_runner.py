@@ -284,6 +284,20 @@ def test_a_bundle_of_schema_1_made_by_an_earlier_version_still_runs(built: Runne
     assert json.loads(done.stdout)["passed"] is True
 
 
+def test_a_bundle_for_another_machine_can_be_described_but_not_run(
+    built: RunnerFiles, runtime: Runtime, engines: Mapping[str, Path], tmp_path: Path
+) -> None:
+    release = sample_release(tmp_path / "r", engines["any"], {"far": requirements(arch="riscv64")})
+    info = json.loads(program(built, "info", release).stdout)
+    assert (info["target"], info["form"]) == ("far", "aot")
+    onnx = sample_release(tmp_path / "onnx", bundle_samples.matrix_engine(tmp_path / "e"))
+    assert json.loads(program(built, "info", onnx).stdout)["backend"] == "onnxruntime"
+    bundle = runtime.open(release, flags=edge_samples.DESCRIBE)
+    with pytest.raises(EdgeError, match="was opened to be described only"):
+        bundle.run({None: image(2)})
+    bundle.close()
+
+
 def test_engines_of_another_kind_are_refused_with_what_to_do(
     runtime: Runtime, engines: Mapping[str, Path], tmp_path: Path
 ) -> None:

@@ -23,8 +23,8 @@ EDGE = Path(__file__).resolve().parent
 LIBRARY_NAME = "libtoolchain_runtime.so"
 PROGRAM_NAME = "bundle-run"
 RUNTIME_SOURCES = (
-    "buckets", "bundle", "contract", "engine_aot", "error", "files", "hash", "hash_fast", "host", "json", "layout",
-    "library", "manifest", "numpy", "run", "selftest", "values",
+    "buckets", "bundle", "contract", "engine_aot", "error", "files", "hash", "hash_fast", "host", "interface", "json",
+    "json_tree", "layout", "library", "manifest", "numpy", "release", "run", "selftest", "values",
 )  # fmt: skip
 PROGRAM_SOURCES = ("cli_files", "cli_json", "main")
 HEADERS = ("toolchain_model.h", "toolchain_runtime.h")

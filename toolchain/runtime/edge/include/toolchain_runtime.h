@@ -43,6 +43,7 @@ typedef enum tc_status {
 #define TC_FLAG_VERIFY_ALL 1u /* hash every file of the bundle, not only those that are used */
 #define TC_FLAG_OPEN_ALL 2u   /* open every variant of the engine at once, not when it is first needed */
 #define TC_FLAG_WAIT 4u       /* a run waits for the one in another thread */
+#define TC_FLAG_DESCRIBE 8u   /* of any machine and kind of engine: nothing is loaded, and it cannot run */
 
 /* Start from TC_OPTIONS; members are only ever added at the end, and size tells which ones the caller knows. */
 typedef struct tc_options {

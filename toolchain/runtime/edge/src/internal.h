@@ -139,6 +139,14 @@ typedef struct tcr_layout {
   uint32_t num_files;
 } tcr_layout;
 
+const char *tcr_annotation(const json_value *descriptor, const char *key);
+/* Refuses what is no layout. */
+int32_t tcr_check_layout(const char *folder, tcr_problem *problem);
+int32_t tcr_read_index(const char *folder, json_document *index, tcr_problem *problem);
+/* Opens the bundle that an entry of the index describes; on failure nothing is left to free. */
+int32_t tcr_open_bundle(const char *folder, const json_value *descriptor, tcr_layout *layout, tcr_manifest *manifest,
+                        tcr_problem *problem);
+/* release.c: PATH or PATH@TARGET; target may be NULL. */
 int32_t tcr_open_layout(const char *reference, const char *target, tcr_layout *layout, tcr_manifest *manifest,
                         tcr_problem *problem);
 const tcr_file *tcr_find_file(const tcr_layout *layout, const char *name);

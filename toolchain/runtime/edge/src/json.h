@@ -43,6 +43,8 @@ const json_value *json_get(const json_value *object, const char *key);
 /* The text of a string, or NULL. */
 const char *json_text(const json_value *value);
 bool json_is(const json_value *value, json_kind kind);
+/* Whether an object holds this text under a key. */
+bool json_text_is(const json_value *object, const char *key, const char *text);
 bool json_equal(const json_value *one, const json_value *other);
 
 #endif

@@ -63,12 +63,7 @@ static int32_t parse(json_document *document, const tcr_bytes *bytes, const char
   return tcr_damaged(problem, where, "is not a JSON object");
 }
 
-static bool is(const json_value *object, const char *key, const char *text) {
-  const char *got = json_text(json_get(object, key));
-  return got != NULL && strcmp(got, text) == 0;
-}
-
-static const char *annotation(const json_value *descriptor, const char *key) {
+const char *tcr_annotation(const json_value *descriptor, const char *key) {
   return json_text(json_get(json_get(descriptor, "annotations"), key));
 }
 
@@ -97,7 +92,7 @@ static int32_t parse_descriptor(const json_value *data, tcr_file *file, const ch
       !texts(json_get(data, "platform")))
     return tcr_damaged(problem, where, "the descriptor of %s lacks its media type, or holds more than text",
                        file->digest);
-  file->name = annotation(data, "org.cncf.model.filepath");
+  file->name = tcr_annotation(data, "org.cncf.model.filepath");
   return TC_OK;
 }
 
@@ -117,14 +112,14 @@ static int32_t read_json(const char *folder, const tcr_file *file, json_document
 static int32_t check_root(const json_value *root, const json_value *descriptor, const json_value *index,
                           const char *where, tcr_problem *problem) {
   const json_value *version = json_get(root, "schemaVersion");
-  if (root->count == 3 && version != NULL && version->whole == 2 && is(root, "mediaType", INDEX_TYPE) &&
-      descriptor->count == 5 && is(descriptor, "artifactType", ARTIFACT_TYPE) &&
+  if (root->count == 3 && version != NULL && version->whole == 2 && json_text_is(root, "mediaType", INDEX_TYPE) &&
+      descriptor->count == 5 && json_text_is(descriptor, "artifactType", ARTIFACT_TYPE) &&
       json_equal(json_get(descriptor, "annotations"), json_get(index, "annotations")))
     return TC_OK;
   return tcr_damaged(problem, where, "does not agree with the image index that it names");
 }
 
-static int32_t read_index(const char *folder, json_document *index, tcr_problem *problem) {
+int32_t tcr_read_index(const char *folder, json_document *index, tcr_problem *problem) {
   char path[TCR_PATH];
   tcr_bytes bytes;
   tcr_file file;
@@ -137,7 +132,7 @@ static int32_t read_index(const char *folder, json_document *index, tcr_problem 
   if (status != TC_OK) return status;
   const json_value *list = json_get(root.root, "manifests");
   const json_value *descriptor = json_is(list, JSON_LIST) ? list->as.first : NULL;
-  if (descriptor == NULL || list->count != 1 || !is(descriptor, "mediaType", INDEX_TYPE))
+  if (descriptor == NULL || list->count != 1 || !json_text_is(descriptor, "mediaType", INDEX_TYPE))
     status = tcr_damaged(problem, path, "must name exactly one image index under 'manifests'");
   if (status == TC_OK) status = parse_descriptor(descriptor, &file, path, problem);
   if (status == TC_OK) status = read_json(folder, &file, index, problem);
@@ -153,7 +148,7 @@ static int32_t read_index(const char *folder, json_document *index, tcr_problem 
   return status;
 }
 
-static int32_t check_layout(const char *folder, tcr_problem *problem) {
+int32_t tcr_check_layout(const char *folder, tcr_problem *problem) {
   char path[TCR_PATH];
   struct stat info;
   tcr_bytes bytes;
@@ -183,7 +178,7 @@ static int32_t list_files(tcr_layout *layout, const char *where, tcr_problem *pr
   const json_value *layers = json_get(layout->document.root, "layers");
   const json_value *config = json_get(layout->document.root, "config");
   if (!json_is(layers, JSON_LIST) || layers->count == 0 || layers->count > MAX_FILES ||
-      !is(config, "mediaType", CONFIG_TYPE))
+      !json_text_is(config, "mediaType", CONFIG_TYPE))
     return tcr_damaged(problem, where, "a bundle's manifest must hold a configuration and 1 to %d layers", MAX_FILES);
   layout->files = calloc(layers->count, sizeof *layout->files);
   if (layout->files == NULL) return tcr_no_memory(problem, layers->count * sizeof *layout->files, "the list of files");
@@ -202,8 +197,8 @@ static int32_t list_files(tcr_layout *layout, const char *where, tcr_problem *pr
 }
 
 /* Opens one bundle of a release; on failure nothing is left to free. */
-static int32_t open_bundle(const char *folder, const json_value *descriptor, tcr_layout *layout, tcr_manifest *manifest,
-                           tcr_problem *problem) {
+int32_t tcr_open_bundle(const char *folder, const json_value *descriptor, tcr_layout *layout, tcr_manifest *manifest,
+                        tcr_problem *problem) {
   char path[TCR_PATH];
   tcr_file self;
   tcr_bytes bytes;
@@ -213,7 +208,7 @@ static int32_t open_bundle(const char *folder, const json_value *descriptor, tcr
   if (status != TC_OK) return status;
   status = blob_path(folder, self.digest, path, problem);
   if (status != TC_OK) return status;
-  if (!is(descriptor, "mediaType", MANIFEST_TYPE) || !is(descriptor, "artifactType", ARTIFACT_TYPE))
+  if (!json_text_is(descriptor, "mediaType", MANIFEST_TYPE) || !json_text_is(descriptor, "artifactType", ARTIFACT_TYPE))
     return tcr_damaged(problem, path, "must be a manifest (%s) of type %s", MANIFEST_TYPE, ARTIFACT_TYPE);
   status = read_json(folder, &self, &layout->document, problem);
   if (status != TC_OK) return status;
@@ -232,135 +227,12 @@ static int32_t open_bundle(const char *folder, const json_value *descriptor, tcr
   for (uint32_t i = 0; status == TC_OK && i < manifest->num_variants; i++)
     if (tcr_find_file(layout, manifest->variants[i].file) == NULL)
       status = tcr_damaged(problem, path, "the engine file %s is not in the bundle", manifest->variants[i].file);
-  const char *target = annotation(descriptor, "vnd.toolchain.target");
+  const char *target = tcr_annotation(descriptor, "vnd.toolchain.target");
   if (status == TC_OK && (target == NULL || strcmp(target, manifest->target) != 0))
     status = tcr_damaged(problem, path, "the index and bundle.json name different targets");
   if (status == TC_OK) return status;
   tcr_free_manifest(manifest);
   tcr_free_layout(layout);
-  return status;
-}
-
-static bool subset(const json_value *few, const json_value *many) {
-  for (const json_value *a = few->as.first; a; a = a->next) {
-    const json_value *b = many->as.first;
-    while (b && strcmp(a->as.text, b->as.text) != 0) b = b->next;
-    if (b == NULL) return false;
-  }
-  return true;
-}
-
-static bool for_this_processor(const tcr_manifest *manifest) {
-  const char *name = tcr_host_processor();
-  return *name && is(json_get(manifest->profile, "cpu"), "model", name);
-}
-
-/* Whether one suits this machine better than another that suits it too, as toolchain/bundle/resolve.py has it. */
-static bool better(const tcr_manifest *one, const tcr_manifest *other) {
-  const json_value *mine = json_get(one->requirements, "cpu_features"),
-                   *its = json_get(other->requirements, "cpu_features");
-  bool exact = for_this_processor(one), other_exact = for_this_processor(other);
-  if (exact != other_exact) return exact;
-  return subset(its, mine) && !subset(mine, its);
-}
-
-typedef struct candidate {
-  tcr_layout layout;
-  tcr_manifest manifest;
-  bool able;
-} candidate;
-
-/* The first of those that no other one is better than. */
-static int32_t choose(candidate *all, uint32_t count, const char *folder, uint32_t *best, tcr_problem *problem) {
-  char reasons[TCR_TEXT - 256] = "";
-  tcr_text text = {reasons, sizeof reasons, 0};
-  *best = count;
-  for (uint32_t i = 0; i < count; i++) {
-    if (count > 1) tcr_append(&text, "\n  %s:", all[i].manifest.target);
-    all[i].able = tcr_incompatibilities(all[i].manifest.requirements, false, &text) == 0;
-  }
-  if (count == 1) *best = 0; /* refused later, with its reasons, if this machine cannot run it */
-  for (uint32_t i = 0; i < count && *best == count; i++) {
-    bool beaten = !all[i].able;
-    for (uint32_t j = 0; j < count && !beaten; j++) beaten = all[j].able && better(&all[j].manifest, &all[i].manifest);
-    if (!beaten) *best = i;
-  }
-  if (*best < count) return TC_OK;
-  return tcr_fail(problem, TC_INCOMPATIBLE_HOST, folder, "build the release for a target that suits this machine",
-                  "this machine can run none of its bundles%s", reasons);
-}
-
-static int32_t open_best(const char *folder, const json_value *manifests, tcr_layout *layout, tcr_manifest *manifest,
-                         tcr_problem *problem) {
-  candidate *all = calloc(manifests->count, sizeof *all);
-  uint32_t count = 0, best = manifests->count;
-  int32_t status = all == NULL ? tcr_no_memory(problem, manifests->count * sizeof *all, "the release's index") : TC_OK;
-  for (const json_value *entry = manifests->as.first; entry && status == TC_OK; entry = entry->next) {
-    status = open_bundle(folder, entry, &all[count].layout, &all[count].manifest, problem);
-    for (uint32_t i = 0; i < count && status == TC_OK; i++)
-      if (strcmp(all[i].manifest.target, all[count].manifest.target) == 0)
-        status = tcr_damaged(problem, folder, "two bundles are for the same target: %s", all[i].manifest.target);
-    if (all[count].layout.path != NULL) count++;
-  }
-  if (status == TC_OK) status = choose(all, count, folder, &best, problem);
-  for (uint32_t i = 0; i < count; i++) {
-    if (status == TC_OK && i == best) {
-      *layout = all[i].layout;
-      *manifest = all[i].manifest;
-      continue;
-    }
-    tcr_free_manifest(&all[i].manifest);
-    tcr_free_layout(&all[i].layout);
-  }
-  free(all);
-  return status;
-}
-
-static int32_t open_named(const char *folder, const char *target, const json_value *manifests, tcr_layout *layout,
-                          tcr_manifest *manifest, tcr_problem *problem) {
-  char names[512] = "";
-  tcr_text text = {names, sizeof names, 0};
-  for (const json_value *entry = manifests->as.first; entry; entry = entry->next) {
-    const char *name = annotation(entry, "vnd.toolchain.target");
-    if (name == NULL) return tcr_damaged(problem, folder, "the index has a bundle without a target");
-    if (strcmp(name, target) == 0) return open_bundle(folder, entry, layout, manifest, problem);
-    tcr_append(&text, "%s%s", text.length ? ", " : "", name);
-  }
-  return tcr_fail(problem, TC_USAGE, folder, "", "has no bundle for target '%s'; it has %s", target, names);
-}
-
-/* PATH@TARGET; an existing path with an @ in its name is a path. */
-static int32_t split_reference(const char *reference, const char **target, char folder[TCR_PATH],
-                               tcr_problem *problem) {
-  struct stat info;
-  const char *at = strrchr(reference, '@');
-  size_t length = strlen(reference);
-  if (length == 0 || length >= TCR_PATH)
-    return tcr_fail(problem, TC_USAGE, "", "", "a bundle's path has 1 to %d bytes, got %zu", TCR_PATH - 1, length);
-  memcpy(folder, reference, length + 1);
-  if (at == NULL || stat(reference, &info) == 0) return TC_OK;
-  folder[at - reference] = 0;
-  if (*target != NULL && strcmp(*target, at + 1) != 0)
-    return tcr_fail(problem, TC_USAGE, reference, "", "names target '%s', but target '%s' is asked for too", at + 1,
-                    *target);
-  *target = at + 1;
-  return TC_OK;
-}
-
-int32_t tcr_open_layout(const char *reference, const char *target, tcr_layout *layout, tcr_manifest *manifest,
-                        tcr_problem *problem) {
-  char folder[TCR_PATH];
-  json_document index;
-  memset(layout, 0, sizeof *layout);
-  memset(manifest, 0, sizeof *manifest);
-  int32_t status = split_reference(reference, &target, folder, problem);
-  if (status == TC_OK) status = check_layout(folder, problem);
-  if (status == TC_OK) status = read_index(folder, &index, problem);
-  if (status != TC_OK) return status;
-  const json_value *manifests = json_get(index.root, "manifests");
-  status = target != NULL && *target ? open_named(folder, target, manifests, layout, manifest, problem)
-                                     : open_best(folder, manifests, layout, manifest, problem);
-  json_free(&index);
   return status;
 }
 

@@ -241,8 +241,11 @@ int main(int argc, char **argv) {
     fputs(usage, stderr);
     return tc_exit_code(TC_USAGE);
   }
-  int32_t status =
-      open_bundle(&options, command == 2 ? TC_FLAG_VERIFY_ALL : 0, &bundle, problem.text, sizeof problem.text);
+  int32_t status = open_bundle(&options,
+                               command == 2   ? TC_FLAG_VERIFY_ALL
+                               : command == 0 ? TC_FLAG_DESCRIBE
+                                              : 0,
+                               &bundle, problem.text, sizeof problem.text);
   if (status != TC_OK) return cli_fail(status, problem.text);
   double load_ms = now_ms() - start;
   if (command == 0)
