@@ -21,7 +21,7 @@ import pytest
 
 from tests.helpers.bundle_samples import bundle_spec, matrix_engine, requirements
 from tests.helpers.processes import descendants, running, wait_until
-from tests.helpers.serving_core import TENTH, obedient_release
+from tests.helpers.serving_core import TENTH, inputs_of, obedient_release
 from toolchain.bundle.pack import pack_bundle, pack_release
 from toolchain.errors import ExitCode
 
@@ -91,7 +91,6 @@ def test_it_answers_and_ends_with_0_when_told_to_stop(release: Path) -> None:
         assert answer["outputs"][0]["data"] == [3.5, 3.5]
         assert (answer["model_version"], answer["id"]) == ("1.0.0", "7")
         assert 'nv_inference_request_success{model="obedient",version="1.0.0"} 1' in get(f"{address}/metrics")[1]
-        assert infer(address.replace("obedient", "other"), 1)[0] == 200
         assert get(f"{address}/v2/models/other")[0] == 404
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
@@ -142,6 +141,10 @@ def test_bad_settings_a_port_in_use_and_nothing_to_serve_end_with_2(release: Pat
     result = ended(release, "--settings", settings)
     assert result.returncode == ExitCode.USAGE
     assert "defaults.instances: got 0" in result.stderr
+    settings.write_text("[models.obedeint]\ninstances = 1\n")
+    result = ended(release, "--settings", settings)
+    assert result.returncode == ExitCode.USAGE
+    assert "did you mean 'obedient'?" in result.stderr
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = ended(release, "--http-port", str(taken.getsockname()[1]))
         assert result.returncode == ExitCode.USAGE
@@ -180,3 +183,38 @@ def test_it_is_ready_soon(release: Path) -> None:
             process.wait(10)
     # The best of three: the machine of the tests does other things too.
     assert min(times) < 1.5, times
+
+
+def test_existing_clients_work_over_both_protocols(release: Path) -> None:
+    clients = [pytest.importorskip("tritonclient.http"), pytest.importorskip("tritonclient.grpc")]
+    words = [*COMMAND, "--http-port", "0", "--grpc-port", "0", "--threads", "1", "--allow-admin", str(release)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            addresses = re.findall(r"127\.0\.0\.1:\d+", process.stdout.readline())
+            for module, address in zip(clients, addresses, strict=True):
+                with module.InferenceServerClient(address) as client:
+                    _use(module, client)
+        finally:
+            process.terminate()
+        assert process.wait(10) == 0
+
+
+def _use(module: Any, client: Any) -> None:
+    assert client.is_server_ready()
+    assert client.is_model_ready("obedient", "1.0.0")
+    given = []
+    for name, array in inputs_of(2.0, index=3, rows=2).items():
+        given.append(module.InferInput(name, array.shape, {"f": "FP32", "i": "INT64"}[array.dtype.kind]))
+        given[-1].set_data_from_numpy(array)
+    assert (client.infer("obedient", given).as_numpy("y") == 5).all()
+    given[0].set_shape([1, 8])
+    with pytest.raises(Exception, match="batch is 2 in input 'index' and 1 in input 'x'"):
+        client.infer("obedient", given)
+    client.get_model_metadata("obedient")
+    client.get_model_config("obedient")
+    client.get_inference_statistics("obedient")
+    client.unload_model("obedient")
+    assert not client.is_model_ready("obedient")
+    client.load_model("obedient")
+    assert client.is_model_ready("obedient")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolchain.errors import ExitCode, ToolchainError
+from toolchain.errors import ExitCode, ToolchainError, did_you_mean
 from toolchain.runtime.server import describe, metrics
 from toolchain.runtime.server.api import IndexEntry, InferRequest, InferResponse, ModelMetadata, ServeError, Status
 from toolchain.runtime.server.logs import RequestLog
@@ -57,12 +57,26 @@ class ServingCore:
             what = "is not a folder" if folder.exists() else "does not exist"
             raise ToolchainError(what, where=f"--watch {folder}", code=ExitCode.USAGE)
         await self.repository.add_all(references)
+        if folder is None:
+            self._check_names()
         if folder is not None:
             watcher = Watcher(self.repository, folder, self.settings.watch_interval_s)
             while await watcher.look():
                 pass
             self._watching = asyncio.create_task(watcher.run())
         self._started = True
+
+    def _check_names(self) -> None:
+        """Refuse settings of a model that is not there: most likely its name is misspelt.
+
+        Raises:
+            ToolchainError: USAGE.
+        """
+        for name in self.settings.models:
+            if name not in self.repository.models:
+                served = ", ".join(self.repository.models)
+                what = f"there is no such model to serve{did_you_mean(name, self.repository.models)}; there is {served}"
+                raise ToolchainError(what, where=f"settings: models.{name}", code=ExitCode.USAGE)
 
     def stop_accepting(self) -> None:
         """From now on the server says that it is not ready; what comes all the same is still answered."""
