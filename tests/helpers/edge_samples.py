@@ -51,11 +51,11 @@ def matrix_engine(folder: Path, *batches: int, **defines: object) -> Path:
 
 
 def tokens_engine(folder: Path, sizes: tuple[tuple[int, int], ...]) -> Path:
-    """The tokens model of ``bundle_samples``, for each (batch, sequence)."""
+    """The tokens model of ``bundle_samples``, for each (batch, sequence); 0: any."""
     folder.mkdir(parents=True, exist_ok=True)
     for batch, sequence in sizes:
         compile_model(folder / f"b{batch}s{sequence}.so", batch, SEQUENCE=sequence)
-    variants = {f"b{b}s{s}.so": {"batch": b, "sequence": s} for b, s in sizes}
+    variants = {f"b{b}s{s}.so": {"batch": b, "sequence": s} if b else {} for b, s in sizes}
     return aot_engine(folder, TOKENS_CONTRACT, variants)
 
 

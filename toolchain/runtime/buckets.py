@@ -51,7 +51,7 @@ def choose(contract: Contract, variants: Sequence[Mapping[str, int]], sizes: Map
             _why_not(contract, variants, sizes),
         )
     best = min(splittable, key=lambda i: _split_order(variants[i], sizes))
-    split = next(s for s, fixed in variants[best].items() if sizes[s] > fixed)
+    split = next(s for s, fixed in variants[best].items() if sizes.get(s, fixed) > fixed)
     return Choice(best, split)
 
 
