@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
 from toolchain.runtime.server.api import (
     IndexEntry,
     InferRequest,

@@ -15,7 +15,7 @@ from toolchain.runtime.server.rest_codec import parse_object
 
 if TYPE_CHECKING:
     from toolchain.runtime.server.frontend import FrontendSettings
-    from toolchain.runtime.server.http_connection import Request
+    from toolchain.runtime.server.http_request import Request
     from toolchain.runtime.server.shared_memory import SharedMemory
 
 Handler = Callable[["Request"], Reply] | Callable[["Request"], Awaitable[Reply]]

@@ -14,15 +14,14 @@ from collections import deque
 from typing import TYPE_CHECKING, cast
 
 import httptools
-import numpy as np
 
 from toolchain.runtime.server.api import ServeError, Status
 from toolchain.runtime.server.frontend import check_bearer
 from toolchain.runtime.server.http_reply import STATUS_LINES, Reply, error_reply, refusal
+from toolchain.runtime.server.http_request import Request, begin, room_for
 
 if TYPE_CHECKING:
     from toolchain.runtime.server.http_server import HttpServer
-    from toolchain.runtime.server.routes import Route
 
 _log = logging.getLogger("toolchain.serve")
 _WANTED = frozenset(
@@ -40,27 +39,9 @@ _WANTED = frozenset(
 )
 #: Larger bodies get memory of their own at once, and count for ``max_pending``.
 SMALL_BODY = 32 * 1024
-_ALIGNMENT = 64
 _JOINED = 64 * 1024
 _LINGER = 2.0
 _IDLE, _HEAD, _BODY, _DISCARD = range(4)
-
-
-class Request:
-    """One request, complete; ``reply`` is set where it was refused before it reached its handler."""
-
-    __slots__ = ("body", "close", "headers", "method", "reply", "reserved", "route", "started", "target")
-
-    def __init__(self, method: bytes, target: bytes, route: Route, headers: dict[bytes, bytes]) -> None:
-        self.method = method
-        self.target = target
-        self.route = route
-        self.headers = headers
-        self.body: bytes | bytearray | memoryview = b""
-        self.reply: Reply | None = None
-        self.reserved = 0
-        self.close = False
-        self.started = 0
 
 
 class HttpConnection(asyncio.BufferedProtocol):
@@ -86,6 +67,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._direct: memoryview | None = None
         self._filled = 0
         self._chunked = False
+        self._pumping = False
 
     # What the transport calls.
 
@@ -97,7 +79,8 @@ class HttpConnection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.closing = True
         if self.task is not None:
-            self.task.cancel()  # the client went: the request leaves the queue
+            # The client went: the request leaves the queue.  Soon, so that the task has begun and can clean up.
+            self.server.loop.call_soon(self.task.cancel)
         for request in (self.incoming, self.current, *self.queue):
             if request is not None:
                 self.server.release(request)
@@ -136,8 +119,7 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self.write_deadline = 0.0
-        if self.current is None:
-            self._next()
+        self._pump()
 
     def _feed(self, data: memoryview) -> None:
         while True:
@@ -226,7 +208,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             self.deadline = self.stall + size / settings.min_rate
             if length > SMALL_BODY:
                 server.reserve(request, length)
-                self._room = _room(length, headers.get(b"inference-header-content-length", b"0"))
+                self._room = room_for(length, headers.get(b"inference-header-content-length", b"0"))
         expected = headers.get(b"expect")
         if expected is not None:
             self._expect(expected)
@@ -278,7 +260,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self.incoming = None
         self.phase = _IDLE
         self.deadline = self.server.now + self.server.settings.idle_timeout
-        if self.current is None and not self.write_deadline:
+        if self.current is None and not self.queue and not self.write_deadline:
             self._run(request)
         else:
             self.queue.append(request)
@@ -293,7 +275,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         reply = request.reply
         if reply is None:
             if request.route.waits:
-                self.task = self.server.loop.create_task(self._wait(request))
+                self.task = begin(self._wait(request), self.server.loop)
                 return
             try:
                 reply = request.route.answer(request)
@@ -344,16 +326,18 @@ class HttpConnection(asyncio.BufferedProtocol):
         if close:
             self._shut(linger=request.reply is not None)
         elif self.queue:
-            self._next()
+            self._pump()
 
-    def _next(self) -> None:
-        if self.closing or self.write_deadline:
+    def _pump(self) -> None:
+        """Go on with requests that wait for their turn; a loop, for there may be hundreds in one read."""
+        if self._pumping:
             return
-        if self.queue:
-            request = self.queue.popleft()
-            if not self.queue:
-                self.transport.resume_reading()
-            self._run(request)
+        self._pumping = True
+        while self.queue and self.current is None and not self.closing and not self.write_deadline:
+            self._run(self.queue.popleft())
+        self._pumping = False
+        if not self.queue and not self.closing:
+            self.transport.resume_reading()
 
     def _too_long(self) -> None:
         limit = self.server.settings.max_head
@@ -371,7 +355,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         request.body = b""
         request.reply = reply
         request.close = True
-        if self.current is None:
+        if self.current is None and not self.queue:
             self._run(request)
         else:
             self.queue.append(request)
@@ -414,14 +398,6 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self.current is None and self.phase == _IDLE and not self.queue:
             self.closing = True
             self.transport.close()
-
-
-def _room(length: int, json_length: bytes) -> memoryview:
-    """Memory for a body whose binary tensors begin at ``json_length``: they lie aligned there."""
-    before = int(json_length) if json_length.isdigit() and len(json_length) < 16 else 0
-    memory = np.empty(length + _ALIGNMENT, np.uint8)
-    start = -(memory.ctypes.data + before) % _ALIGNMENT
-    return memory[start : start + length].data
 
 
 def _broken(request: Request) -> Reply:

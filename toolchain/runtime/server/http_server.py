@@ -9,7 +9,8 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING
 
 from toolchain.runtime.server.api import Core, ServeError, Status
-from toolchain.runtime.server.http_connection import HttpConnection, Request
+from toolchain.runtime.server.http_connection import HttpConnection
+from toolchain.runtime.server.http_request import Request
 from toolchain.runtime.server.routes import Router
 
 if TYPE_CHECKING:

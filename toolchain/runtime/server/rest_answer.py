@@ -42,7 +42,6 @@ class Encoder:
         default, wishes = plan
         outputs: list[dict[str, Any]] = []
         tails: list[bytes | memoryview] = []
-        finite = True
         for name, array in response.outputs.items():
             wish = wishes.get(name, default) if wishes else default
             if wish.classes:
@@ -51,14 +50,15 @@ class Encoder:
             entry: dict[str, Any] = {"name": name, "datatype": datatype, "shape": array.shape}
             if wish.place is None and not wish.binary:
                 entry["data"] = _values(name, datatype, array)
-                finite = finite and (datatype == "BYTES" or _finite(entry["data"]))
             else:
                 entry["parameters"] = self._send(name, wish, to_raw(array), tails)
             outputs.append(entry)
         document = {"model_name": response.model, "model_version": response.version, "outputs": outputs}
         if response.id:
             document["id"] = response.id
-        head = orjson.dumps(document, option=_NUMPY) if finite else _with_infinities(document)
+        head = orjson.dumps(document, option=_NUMPY)
+        if b"null" in head and not all(_finite(entry.get("data")) for entry in outputs):
+            head = _with_infinities(document)  # null is what orjson writes for them
         return Answer([head, *tails], len(head) if tails else None)
 
     def _send(self, name: str, wish: Wish, raw: bytes | memoryview, tails: list[bytes | memoryview]) -> dict[str, Any]:
@@ -107,9 +107,9 @@ def _values(name: str, datatype: str, array: np.ndarray) -> Any:
     return array.ravel()
 
 
-def _finite(values: np.ndarray) -> bool:
+def _finite(values: Any) -> bool:
     """Whether JSON can say all of these, NaN aside, which becomes null."""
-    return values.dtype.kind != "f" or not np.isinf(values).any()
+    return not isinstance(values, np.ndarray) or values.dtype.kind != "f" or not np.isinf(values).any()
 
 
 def _with_infinities(document: dict[str, Any]) -> bytes:

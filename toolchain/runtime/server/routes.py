@@ -17,7 +17,7 @@ from toolchain.version import __version__
 
 if TYPE_CHECKING:
     from toolchain.runtime.server.frontend import FrontendSettings
-    from toolchain.runtime.server.http_connection import Request
+    from toolchain.runtime.server.http_request import Request
     from toolchain.runtime.server.http_server import HttpServer
     from toolchain.runtime.server.shared_memory import SharedMemory
 
