@@ -116,7 +116,9 @@ def test_requests_in_flight_survive_a_segfault_of_the_engine(release: Path) -> N
             async def killer() -> None:
                 for goal in (20, 60, 100, 140):
                     await until(lambda goal=goal: done >= goal)
-                    os.kill(pids(core)[0], signal.SIGSEGV)
+                    victim = pids(core)[0]
+                    os.kill(victim, signal.SIGSEGV)
+                    await until(lambda victim=victim: victim not in pids(core))
 
             await asyncio.gather(*(client(n) for n in range(8)), killer())
             await until(lambda: len(pids(core)) == 2)
@@ -343,5 +345,15 @@ def test_a_model_whose_workers_cannot_start_any_more_is_unavailable_until_they_c
             folder.with_suffix(".away").rename(folder)
             await until(core.ready)
             assert ((await core.infer(request_of(2))).outputs["y"] == 2).all()
+
+    asyncio.run(main())
+
+
+def test_workers_go_before_the_server_where_memory_runs_out(release: Path) -> None:
+    async def main() -> None:
+        async with serving(release) as core:
+            (pid,) = pids(core)
+            mine, its = (int(Path(f"/proc/{p}/oom_score_adj").read_text()) for p in ("self", pid))
+            assert its > mine
 
     asyncio.run(main())

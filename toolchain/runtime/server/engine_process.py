@@ -7,6 +7,7 @@ server's network is ever inherited or imported.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
 _CACHED_REQUESTS = 64
 _TEXT_BYTES = 8192
 _MOST_SLOTS = 16
+_OOM_SCORE = "500"
 
 
 def main() -> None:
     """Serve one engine over the socket that the arguments name."""
     # Ctrl-C in a terminal reaches the whole group; the server decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _go_first()
     channel = socket.socket(fileno=int(sys.argv[1]))
     # It may have been started before it is known for what.
     message, fds, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, _MOST_SLOTS)
@@ -46,6 +49,12 @@ def main() -> None:
         return
     if _send(channel, HEADER.pack(Kind.READY, 0, 0, 0) + json.dumps(facts).encode()):
         _serve(channel, engine, fds, arguments["tensor_bytes"])
+
+
+def _go_first() -> None:
+    """Let the system end this process rather than the server where memory runs out: it can be replaced."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
 
 
 def _refusal(error: ToolchainError) -> bytes:

@@ -145,6 +145,7 @@ class ProcessPool:
     def _watch(self) -> None:
         now = time.monotonic_ns()
         for worker in self.workers:
+            worker.trim()
             if worker.jobs and now - worker.jobs[0][1].started > self._run_timeout_ns:
                 seconds = self._run_timeout_ns / 1e9
                 worker.kill(f"a run did not end within {seconds:g} s (run_timeout_s), its process was replaced")

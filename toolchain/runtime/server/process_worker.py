@@ -137,6 +137,11 @@ class ProcessWorker:
                 view[(*before, slice(start, end))] = member.arrays[position]
                 start = end
 
+    def trim(self) -> None:
+        """Give back memory that large runs needed and that has not been used lately."""
+        for index in self._free:
+            self._slots[index].trim()
+
     def kill(self, reason: str) -> None:
         """End it now; what it was at counts as crashed for ``reason``."""
         self.reason = self.reason or reason

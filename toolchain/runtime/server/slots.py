@@ -17,6 +17,7 @@ import numpy as np
 ALIGNMENT = 64
 _PAGE = mmap.PAGESIZE
 _CACHED_LAYOUTS = 64
+_LARGE = 4 << 20
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -69,7 +70,7 @@ class TensorLayout:
 
 
 class Slot:
-    """One mapped memory file, which grows when a larger run comes and never shrinks; its pages cost when touched."""
+    """One mapped memory file, which grows when a larger run comes; what lies unused is given back to the system."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -77,6 +78,7 @@ class Slot:
         self._views: dict[tuple[int, Shapes], list[np.ndarray]] = {}
         #: Changes when earlier views are no longer of the memory in use.
         self.generation = 0
+        self._used = False
 
     @classmethod
     def create(cls) -> Slot:
@@ -88,6 +90,7 @@ class Slot:
         Raises:
             ValueError: they take more bytes than ``limit``, if that is not 0.
         """
+        self._used = True
         key = (id(layout), shapes)  # a layout outlives its slots
         views = self._views.get(key)
         if views is None:
@@ -113,6 +116,13 @@ class Slot:
             views.append(np.ndarray(shape, dtype, self._memory, offset))
             offset += _aligned(views[-1].nbytes)
         return views
+
+    def trim(self) -> None:
+        """Give large memory back if nothing was put into it since the last call; call it for a free slot only."""
+        if not self._used and self._memory is not None and len(self._memory) > _LARGE:
+            # The pages go, the mapping stays: what is read before it is written again is zero.
+            self._memory.madvise(mmap.MADV_REMOVE)
+        self._used = False
 
     def close(self) -> None:
         self._views.clear()
