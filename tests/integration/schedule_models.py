@@ -1,4 +1,4 @@
-"""Small models, one or more for each family of CPU schedules, with inputs for each."""
+"""Small models of floating point, one or more for each family of CPU schedules, with inputs for each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
-from qdq_support import Qdq, residual_block
 from tvm_support import ONNX_TYPES, Graph
 
 Shape = list[int | str]
@@ -187,10 +186,18 @@ def gru(g: Graph) -> Built:
     return Built(g.add("GRU", "x", *weights, hidden_size=9, linear_before_reset=1), {"x": [5, 2, 7]}, [])
 
 
+def images_of_any_size(g: Graph) -> Built:
+    x = g.add("Conv", "x", g.weight(18, 5, 3, 3, scale=0.2), g.weight(18), pads=[1] * 4)
+    x = g.add("Conv", x, g.weight(18, 1, 3, 3, scale=0.3), group=18, pads=[1] * 4)
+    x = g.add("Conv", g.add("Relu", x), g.weight(12, 18, 3, 3, scale=0.1), pads=[1, 1, 0, 2], strides=[2, 2])
+    sizes = [{"h": 4, "w": 3}, {"h": 9, "w": 14}]
+    return Built(g.add("GlobalAveragePool", x), {"x": [1, 5, "h", "w"]}, ["convolution", "depthwise"], sizes)
+
+
 FLOAT: tuple[Callable[[Graph], Built], ...] = (
     separable, first_layer, strided_dilated_grouped, depthwise, winograd, transposed, lines, dense, batched_product,
-    attention, layer_norm, group_norm, rms_norm, softmax, pools, reductions, elementwise, embedding, moves, resize,
-    lstm, gru,
+    attention, images_of_any_size, layer_norm, group_norm, rms_norm, softmax, pools,
+    reductions, elementwise, embedding, moves, resize, lstm, gru,
 )  # fmt: skip
 
 
@@ -207,72 +214,11 @@ def float_case(build: Callable[[Graph], Built]) -> Case:
     for sizes in built.sizes:
         shapes = {name: [sizes.get(str(s), s) for s in shape] for name, shape in built.inputs.items()}
         feeds.append({
-            name: random.integers(0, 5, shape) if types[name] == "int64" else _normal(random, shape)
+            name: random.integers(0, 5, shape) if types[name] == "int64" else normal(random, shape)
             for name, shape in shapes.items()
         })  # fmt: skip
     return Case(onnx.shape_inference.infer_shapes(model), feeds, frozenset(built.rules))
 
 
-def _normal(random: np.random.Generator, shape: Sequence[int | str]) -> np.ndarray:
+def normal(random: np.random.Generator, shape: Sequence[int | str]) -> np.ndarray:
     return random.standard_normal([int(size) for size in shape]).astype(np.float32)
-
-
-def _quantized_convolution(activation: str, channels: int, filters: int, kernel: int, **attributes: int) -> Case:
-    shape = [2, channels, 11, 12]
-    q = Qdq(shape, activation)
-    group = attributes.get("group", 1)
-    weights, scales = q.weights(filters, channels // group, kernel, kernel)
-    bias = q.bias(filters, np.float32(0.05) * scales)
-    stride = attributes.get("stride", 1)
-    y = q.add(
-        "Conv", q.quantized("x"), weights, bias, group=group, pads=[kernel // 2] * 4, strides=[stride] * 2
-    )  # fmt: skip
-    model = q.model(q.add("QuantizeLinear", q.add("Relu", y), *q.parameters(0.1, 5)))
-    return Case(model, _images(shape), frozenset({"depthwise" if group > 1 else "convolution int8"}), "steps")
-
-
-def _quantized_dense(activation: str, rows: int | str, depth: int, columns: int) -> Case:
-    q = Qdq([rows, depth], activation)  # type: ignore[list-item]
-    weights, scales = q.weights(columns, depth)
-    y = q.add("Gemm", q.quantized("x"), weights, q.bias(columns, np.float32(0.05) * scales), transB=1)
-    model = q.model(q.add("QuantizeLinear", y, *q.parameters(0.1, 60)))
-    sizes = [rows] if isinstance(rows, int) else [1, 2, 7, 16]
-    return Case(model, [feed for m in sizes for feed in _images([m, depth])], frozenset({"dense int8"}), "steps")
-
-
-def _dynamic_product(columns: int) -> Case:
-    q = Qdq([2, 9, 37])
-    q.nodes.append(helper.make_node("DynamicQuantizeLinear", ["x"], ["a", "scale", "zero"], name="quantize"))
-    weights = q.constant(q.random.integers(-127, 128, (37, columns)).astype(np.int8))
-    total = q.add("Cast", q.add("MatMulInteger", "a", weights, "zero"), to=1)
-    scales = q.constant(q.random.uniform(0.001, 0.02, columns).astype(np.float32))
-    model = q.model(q.add("Mul", total, q.add("Mul", "scale", scales)), "float32")
-    return Case(model, _images([2, 9, 37]), frozenset({"dense int8"}), "network")
-
-
-def _network(activation: str) -> Case:
-    q, result = residual_block(activation)
-    rules = frozenset({"convolution int8", "dense int8", "depthwise"})
-    return Case(q.model(result, "float32"), _images([1, 3, 20, 20]), rules, "network")
-
-
-def _images(shape: Sequence[int]) -> list[Feeds]:
-    return [{"x": _normal(np.random.default_rng(2), shape) * 3}]
-
-
-def cases() -> dict[str, Case]:
-    """All models by name."""
-    made = {build.__name__: float_case(build) for build in FLOAT}
-    for kind in ("uint8", "int8"):
-        made |= {
-            f"convolution {kind}": _quantized_convolution(kind, 16, 24, 3),
-            f"strided convolution {kind}": _quantized_convolution(kind, 20, 7, 3, stride=2),
-            f"pointwise convolution {kind}": _quantized_convolution(kind, 35, 40, 1),
-            f"first layer {kind}": _quantized_convolution(kind, 3, 16, 3, stride=2),
-            f"depthwise {kind}": _quantized_convolution(kind, 24, 24, 3, group=24),
-            f"dense {kind}": _quantized_dense(kind, 9, 70, 45),
-            f"dense dynamic {kind}": _quantized_dense(kind, "n", 33, 16),
-            f"network {kind}": _network(kind),
-        }
-    made["dynamic product"] = _dynamic_product(21)
-    return made

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import schedule_models
-from helpers.emulated import ILLEGAL_INSTRUCTION, EmulatedMachine
+import schedule_models_int8
+from helpers.emulated import I8MM_CPU, ILLEGAL_INSTRUCTION, EmulatedMachine
 from qdq_support import as_defined
 from schedule_models import Case
 
@@ -26,7 +27,7 @@ from toolchain.tvm.pipeline import Notes, compile_module
 
 ROOT = Path(__file__).parents[2]
 RUNNER = ROOT / "tests" / "helpers" / "run_libraries.py"
-CPUS = {name: name for name in ("cortex-a53", "cortex-a72", "cortex-a76", "neoverse-n1")}
+CPUS = {name: name for name in ("cortex-a53", "cortex-a72", "cortex-a76", "neoverse-n1")} | {"neoverse-v1": I8MM_CPU}
 """QEMU's CPU for each profile that this machine isn't."""
 
 Outputs = dict[str, list[list[np.ndarray]]]
@@ -34,7 +35,19 @@ Outputs = dict[str, list[list[np.ndarray]]]
 
 @cache
 def cases() -> Mapping[str, Case]:
-    return schedule_models.cases()
+    floats = {build.__name__: schedule_models.float_case(build) for build in schedule_models.FLOAT}
+    return floats | schedule_models_int8.cases() | random_cases()
+
+
+@cache
+def families() -> list[str]:
+    return [name for name in cases() if name not in random_cases()]
+
+
+@cache
+def random_cases() -> Mapping[str, Case]:
+    convolutions = {f"convolution {seed}": schedule_models_int8.random_convolution(seed) for seed in range(14)}
+    return convolutions | {f"product {seed}": schedule_models_int8.random_product(seed) for seed in range(8)}
 
 
 @cache
@@ -92,16 +105,26 @@ def differences(made: Outputs) -> dict[str, str]:
     return wrong
 
 
+def check_emulated(profile: str, names: list[str], folder: Path) -> None:
+    start = time.monotonic()
+    build(load_target(profile), names, folder)
+    built = time.monotonic()
+    done = EmulatedMachine(CPUS[profile]).python([RUNNER, folder], path=[ROOT])
+    assert done.returncode == 0, (done.stdout.splitlines()[-1:], done.stderr[-2000:])
+    print(f"{profile}: {len(names)} models, built in {built - start:.1f} s, run in {time.monotonic() - built:.1f} s")
+    assert differences(outputs(names, folder)) == {}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CPUS)
 def test_every_schedule_gives_the_values_of_onnx_runtime_on_an_emulated_cpu(name: str, tmp_path: Path) -> None:
-    start = time.monotonic()
-    build(load_target(name), cases(), tmp_path)
-    built = time.monotonic()
-    done = EmulatedMachine(CPUS[name]).python([RUNNER, tmp_path], path=[ROOT])
-    assert done.returncode == 0, (done.stdout.splitlines()[-1:], done.stderr[-2000:])
-    print(f"{name}: {len(cases())} models, built in {built - start:.1f} s, run in {time.monotonic() - built:.1f} s")
-    assert differences(outputs(cases(), tmp_path)) == {}
+    check_emulated(name, families(), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cortex-a76", "neoverse-v1"])
+def test_8_bit_products_of_any_size_are_within_one_step_of_their_definition(name: str, tmp_path: Path) -> None:
+    check_emulated(name, list(random_cases()), tmp_path)
 
 
 @pytest.mark.slow
@@ -110,10 +133,10 @@ def test_every_schedule_gives_the_values_of_onnx_runtime_on_this_machine(name: s
     profile = load_target(name)
     if not profile.runs_natively_on(detect_host()):
         pytest.skip(f"this machine is no {name}")
-    build(profile, cases(), tmp_path)
+    build(profile, families(), tmp_path)
     env = {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, RUNNER, tmp_path], env=env, check=True, capture_output=True)
-    assert differences(outputs(cases(), tmp_path)) == {}
+    assert differences(outputs(families(), tmp_path)) == {}
 
 
 def test_every_profile_of_a_cpu_is_run() -> None:
@@ -121,16 +144,22 @@ def test_every_profile_of_a_cpu_is_run() -> None:
     assert {p.name for p in profiles if p.kind == "cpu" and p.arch == "aarch64"} == set(CPUS)
 
 
-def test_a_dot_product_built_for_a_cpu_without_it_is_found(tmp_path: Path) -> None:
-    """Code for a Cortex-A76 on a Cortex-A53: what a wrong choice of instruction would look like."""
+@pytest.mark.parametrize("name", CPUS)
+def test_the_features_that_a_profile_asks_for_are_those_of_its_cpu(name: str) -> None:
+    wanted = set(load_target(name).requirements()["cpu_features"])
+    assert wanted <= EmulatedMachine(CPUS[name]).features()
+
+
+@pytest.mark.parametrize(("lacks", "has"), [("cortex-a53", "cortex-a76"), ("cortex-a76", "neoverse-v1")])
+def test_an_instruction_that_the_cpu_lacks_is_found(lacks: str, has: str, tmp_path: Path) -> None:
+    """Code for the next better CPU: what a wrong choice of instruction would look like."""
     names = ["dense int8"]
-    a53 = load_target("cortex-a53")
-    wrong = a53.model_copy(update={"tvm": load_target("cortex-a76").tvm})
+    wrong = load_target(lacks).model_copy(update={"tvm": load_target(has).tvm})
     build(wrong, names, tmp_path)
-    on_a53 = EmulatedMachine("cortex-a53").python([RUNNER, tmp_path], path=[ROOT])
-    assert on_a53.returncode == ILLEGAL_INSTRUCTION
-    assert on_a53.stdout.splitlines() == names
-    assert EmulatedMachine("cortex-a76").python([RUNNER, tmp_path], path=[ROOT]).returncode == 0
+    stopped = EmulatedMachine(CPUS[lacks]).python([RUNNER, tmp_path], path=[ROOT])
+    assert stopped.returncode == ILLEGAL_INSTRUCTION
+    assert stopped.stdout.splitlines() == names
+    assert EmulatedMachine(CPUS[has]).python([RUNNER, tmp_path], path=[ROOT]).returncode == 0
     assert differences(outputs(names, tmp_path)) == {}
 
 

@@ -38,6 +38,8 @@ RUNNABLE = [name for name in MACHINES if "vnni" not in name or "avx512_vnni" in 
 FEW = [RUNNABLE[0], ""]
 """For what doesn't depend on the instruction: a machine that has one, and one without."""
 A76 = Machine({**ARM, "mcpu": "cortex-a76", "mattr": ["+neon", "+dotprod"]}, "cpu", "aarch64", 128, 32)
+I8MM = ["+neon", "+dotprod", "+i8mm"]
+V1 = Machine({**ARM, "mcpu": "neoverse-v1", "mattr": I8MM}, "cpu", "aarch64", 128, 32)
 A53 = Machine({**ARM, "mcpu": "cortex-a53", "mattr": ["+neon"]}, "cpu", "aarch64", 128, 32)
 
 
@@ -202,6 +204,22 @@ def test_the_code_has_the_instruction_of_the_profile(machine: Machine, instructi
     for activation in ("uint8", "int8"):
         text = asm_of(small_convolution(activation), machine)
         assert instruction in text or f"{instruction}\t" in text
+
+
+def test_matrices_are_multiplied_by_i8mm_only_where_the_profile_has_it() -> None:
+    """Pixels two by two, with u8 data as they are; a first layer of few channels and a single row by dot products."""
+    texts = {kind: asm_of(small_convolution(kind), V1) for kind in ("uint8", "int8")}
+    assert texts["uint8"].count("\tusmmla\t") > 20
+    assert texts["int8"].count("\tsmmla\t") > 20
+    assert "\tsmmla\t" not in texts["uint8"]
+    assert "dot\t" not in texts["uint8"] + texts["int8"]
+    assert "mmla" not in asm_of(small_convolution(), A76)
+    for rows, instruction in ((1, "usdot"), (8, "usmmla")):
+        q = Qdq([rows, 64])
+        weights, _ = q.weights(64, 32, axis=1)
+        y = q.add("MatMul", q.quantized("x"), weights)
+        text = asm_of(q.model(q.add("QuantizeLinear", y, *q.parameters(0.1, 5))), V1)
+        assert {name for name in ("usdot", "usmmla") if f"\t{name}\t" in text} == {instruction}
 
 
 def test_avx2_multiplies_pairs_in_16_bits_only_where_they_fit() -> None:

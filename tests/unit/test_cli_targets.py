@@ -13,7 +13,8 @@ from toolchain.target import load_target
 from toolchain.target_words import fields
 
 SHIPPED = {
-    "x86-64-v3", "x86-64-v4", "host", "cortex-a53", "cortex-a72", "cortex-a76", "neoverse-n1", "cuda-sm80", "cuda-sm90",
+    "x86-64-v3", "x86-64-v4", "host", "cortex-a53", "cortex-a72", "cortex-a76", "neoverse-n1", "neoverse-v1",
+    "cuda-sm80", "cuda-sm90",
 }  # fmt: skip
 OLD_X86 = "processor : 0\nvendor_id : GenuineIntel\nmodel name : Old One\nflags : fpu lm sse sse2 cx8 cmov mmx fxsr\n"
 

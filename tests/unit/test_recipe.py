@@ -110,7 +110,9 @@ def test_five_mistakes_are_told_at_once_each_with_file_key_got_allowed_and_sugge
         ("cosine = 0.99", "cosin = 0.99"),
         ('precisions = ["fp32", "int8-static"]', 'precisions = ["fp32", "int8-statc"]'),
     )
-    shipped = "cortex-a53, cortex-a72, cortex-a76, cuda-sm80, cuda-sm90, host, neoverse-n1, x86-64-v3, x86-64-v4"
+    shipped = (
+        "cortex-a53, cortex-a72, cortex-a76, cuda-sm80, cuda-sm90, host, neoverse-n1, neoverse-v1, x86-64-v3, x86-64-v4"
+    )
     metrics = "'top1', 'topk', 'mae', 'cosine', 'f1' or 'file.py:function'"
     precisions = "'fp32', 'fp16', 'int8-static', 'int8-mixed', 'int8-dynamic'"
     limits = "cosine, max_abs_error, max_rel_error, agreement, accuracy_drop, min_accuracy, latency_ms, latency_p95_ms"

@@ -19,6 +19,7 @@ SHIPPED = (
     "cuda-sm90",
     "host",
     "neoverse-n1",
+    "neoverse-v1",
     "x86-64-v3",
     "x86-64-v4",
 )
@@ -86,7 +87,7 @@ def test_numerics_suit_the_instructions() -> None:
     v3, v4 = load_target("x86-64-v3").numerics, load_target("x86-64-v4").numerics
     assert (v3.activation, v3.weight, v3.reduce_range) == ("u8", "s8", True)
     assert (v4.activation, v4.weight, v4.reduce_range) == ("u8", "s8", False)
-    for name in ("cortex-a53", "cortex-a72", "cortex-a76", "neoverse-n1", "cuda-sm80", "cuda-sm90"):
+    for name in ("cortex-a53", "cortex-a72", "cortex-a76", "neoverse-n1", "neoverse-v1", "cuda-sm80", "cuda-sm90"):
         scheme = load_target(name).numerics
         assert (scheme.activation, scheme.weight, scheme.symmetric_activation) == ("s8", "s8", True)
         assert scheme.per_channel

@@ -4,16 +4,19 @@ A schedule marks the loop over lanes with :data:`DOT`; its body, a loop over fou
 
     acc[lane] += int32(data[k]) * int32(weights[lane, k])        k = 0, 1, 2, 3
 
-After lowering, each such pair of loops becomes one vector expression.  Instructions (LLVM 22's intrinsics):
+or up to 7.  After lowering, each such pair of loops becomes one vector expression.  Instructions (LLVM 22):
 
 - ``vnni512``, ``vnni256``: ``vpdpbusd`` (AVX-512 VNNI or AVX-VNNI), u8 data and s8 weights, nothing saturates.
 - ``avx2``: ``vpmaddubsw`` adds two products in 16 bits and saturates.  Where the weights allow a sum beyond 16
   bits, even and odd values are multiplied apart, so that each sum has one term; ``vpmaddwd`` with ones adds up.
 - ``sdot``: s8 data and s8 weights (Armv8.2 dot product).
+- ``i8mm``: ``smmla`` and ``usmmla`` (Armv8.6), 2x8 values of data with 8x2 of weights, where the loop over lanes holds
+  one over eight values (:mod:`toolchain.tvm.loops.i8mm`); else ``sdot``, and ``usdot`` for u8 data.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from toolchain.tvm.library import load_tvm
@@ -28,8 +31,13 @@ SATURATES = 2
 QUAD = 4
 """Values that one instruction adds in each lane."""
 
-DATA_TYPE = {"vnni512": "uint8", "vnni256": "uint8", "avx2": "uint8", "sdot": "int8"}
-"""The type of data that an instruction multiplies with s8 weights."""
+OCTET = 8
+"""Values that an instruction on matrices adds in each lane."""
+PAIR = 2
+"""Rows and columns of such a matrix."""
+
+DATA_TYPE = {"vnni512": "uint8", "vnni256": "uint8", "avx2": "uint8", "sdot": "int8", "i8mm": ""}
+"""The type of data that an instruction multiplies with s8 weights; "": either."""
 
 
 def dot_products(dot: str) -> Any:
@@ -52,47 +60,80 @@ def dot_products(dot: str) -> Any:
 def _vector_form(loop: Any, dot: str, mark: int) -> Any:
     from tvm import tirx
 
-    lanes, lane = int(loop.extent), loop.loop_var
-    inner = loop.body
-    assert isinstance(inner, tirx.For), "a marked loop holds one over four values"
-    store, first = _store_at(inner.body, {lane: 0, inner.loop_var: 0})
+    lanes, inner = int(loop.extent), loop.body
+    assert isinstance(inner, tirx.For), "a marked loop holds one over neighbouring values"
+    depth = int(inner.extent)
+    store, at = _store_of(inner.body, loop.loop_var, inner.loop_var)
     product = store.value.b
     data, weights = product.a.value, product.b.value
-    accumulator = _vector(store.buffer, first(store.indices), lanes)
-    return tirx.BufferStore(
-        store.buffer,
-        _dot(
-            dot,
-            accumulator,
-            _repeated(_vector(data.source, first(data.indices), QUAD), lanes),
-            _vector(weights.source, first(weights.indices), QUAD * lanes),
-            mark,
-        ),
-        [*first(store.indices)[:-1], tirx.Ramp(first(store.indices)[-1], 1, lanes)],
-    )
+    accumulator = _vector(store.buffer, at(store.indices, 0, 0), lanes)
+    factors = _vector(weights.source, at(weights.indices, 0, 0), lanes * QUAD)
+    if depth == OCTET:
+        rows = [[at(data.indices, row * PAIR, k) for k in (0, QUAD)] for row in range(PAIR)]
+        value = _matrix(accumulator, _two_rows(data.source, rows), factors, signed=_is_signed(data))
+    else:
+        quads = _repeated(_vector(data.source, at(data.indices, 0, 0), QUAD), lanes)
+        value = _dot(dot, accumulator, quads, factors, mark, signed=_is_signed(data))
+    target = at(store.indices, 0, 0)
+    return tirx.BufferStore(store.buffer, value, [*target[:-1], tirx.Ramp(target[-1], 1, lanes)])
 
 
-def _store_at(body: Any, values: dict[Any, int]) -> tuple[Any, Any]:
-    """The only store of ``body``, and a function that evaluates indices where variables have ``values``."""
+def _is_signed(data: Any) -> bool:
+    return str(data.source.dtype) == "int8"
+
+
+def _store_of(body: Any, lane: Any, inner: Any) -> tuple[Any, Callable[[Any, int, int], list[Any]]]:
+    """The only store of ``body``, and a function that evaluates indices at values of the two loops."""
     tvm = load_tvm()
     import tvm_ffi
     from tvm import tirx
 
-    known: dict[Any, Any] = {v: tirx.const(n, str(v.ty.dtype)) for v, n in values.items()}
     analyzer = tvm.sym.Analyzer()
     statements = list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
 
-    def evaluated(expression: Any) -> Any:
-        return tvm_ffi.structural_map(expression, (type(next(iter(values))), lambda v: known.get(v, v)))
+    def at(indices: Any, lane_value: int, inner_value: int) -> list[Any]:
+        known = {lane: tirx.const(lane_value, str(lane.ty.dtype)), inner: tirx.const(inner_value, str(inner.ty.dtype))}
 
-    for statement in statements[:-1]:
-        # Common subexpressions, bound before the store.
-        known[statement.var] = evaluated(statement.value)
+        def evaluated(expression: Any) -> Any:
+            return tvm_ffi.structural_map(expression, (type(lane), lambda v: known.get(v, v)))
 
-    def first(indices: Any) -> list[Any]:
+        for statement in statements[:-1]:
+            # Common subexpressions, bound before the store.
+            known[statement.var] = evaluated(statement.value)
         return [analyzer.simplify(evaluated(index)) for index in indices]
 
-    return statements[-1], first
+    return statements[-1], at
+
+
+def _two_rows(buffer: Any, rows: list[list[list[Any]]]) -> Any:
+    """Two rows of eight bytes as a vector of sixteen; ``rows``: indices of each row's two halves.
+
+    Where bytes are neighbours, be it halves of a row or the same half of both, they are loaded together.
+    """
+    from tvm import tirx
+
+    (top, top_rest), (bottom, bottom_rest) = rows
+    if _follows(top, top_rest) and _follows(bottom, bottom_rest):
+        return _joined([_vector(buffer, top, OCTET), _vector(buffer, bottom, OCTET)], [0, 1, 2, 3])
+    if _follows(top, bottom) and _follows(top_rest, bottom_rest):
+        return _joined([_vector(buffer, top, OCTET), _vector(buffer, top_rest, OCTET)], [0, 2, 1, 3])
+    words = [tirx.reinterpret("int32", _vector(buffer, half, QUAD)) for row in rows for half in row]
+    return tirx.reinterpret("int8x16", tirx.Shuffle(words, list(range(4))))
+
+
+def _follows(first: list[Any], second: list[Any]) -> bool:
+    """Whether the four bytes at ``second`` come right after those at ``first``."""
+    analyzer = load_tvm().sym.Analyzer()
+    same = all(analyzer.can_prove_equal(a, b) for a, b in zip(first[:-1], second[:-1], strict=True))
+    return same and analyzer.can_prove_equal(second[-1] - first[-1], QUAD)
+
+
+def _joined(vectors: list[Any], words: list[int]) -> Any:
+    """Words of four bytes out of vectors of two such words."""
+    from tvm import tirx
+
+    pairs = [tirx.reinterpret("int32x2", vector) for vector in vectors]
+    return tirx.reinterpret("int8x16", tirx.Shuffle(pairs, words))
 
 
 def _vector(buffer: Any, indices: list[Any], lanes: int) -> Any:
@@ -109,11 +150,17 @@ def _repeated(quad: Any, lanes: int) -> Any:
     return tirx.reinterpret(f"int8x{QUAD * lanes}", tirx.Broadcast(word, lanes))
 
 
-def _dot(dot: str, accumulator: Any, data: Any, weights: Any, mark: int) -> Any:
+def _matrix(accumulator: Any, data: Any, weights: Any, *, signed: bool) -> Any:
+    name = "smmla" if signed else "usmmla"
+    return _call(f"llvm.aarch64.neon.{name}.v4i32.v16i8", "int32x4", accumulator, data, weights)
+
+
+def _dot(dot: str, accumulator: Any, data: Any, weights: Any, mark: int, *, signed: bool) -> Any:
     if dot in ("vnni512", "vnni256"):
         return _call(f"llvm.x86.avx512.vpdpbusd.{dot[4:]}", "int32x" + _lanes(dot), accumulator, data, weights)
-    if dot == "sdot":
-        return _call("llvm.aarch64.neon.sdot.v4i32.v16i8", "int32x4", accumulator, data, weights)
+    if dot in ("sdot", "i8mm"):
+        name = "sdot" if signed else "usdot"
+        return _call(f"llvm.aarch64.neon.{name}.v4i32.v16i8", "int32x4", accumulator, data, weights)
     if mark == FITS:
         return accumulator + _pairs(data, weights)
     even = _mask(weights, 0x00FF)

@@ -73,7 +73,9 @@ class Machine:
             return all(llvm_cpu_has_features(feature, target) for feature in features)
 
         if self.arch == "aarch64":
-            return "sdot" if has("dotprod") and self.vector_bits == 128 else ""
+            if self.vector_bits != 128 or not has("dotprod"):
+                return ""
+            return "i8mm" if has("i8mm") else "sdot"
         if self.arch != "x86_64" or not has("avx2"):
             return ""
         if self.vector_bits == 512:

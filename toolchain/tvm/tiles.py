@@ -50,20 +50,22 @@ class Room:
         registers: vector registers of the machine.
         l1_bytes: level-1 data cache of a core.
         panel_bytes: weights of one vector of outputs over the whole reduction.
+        operands: vectors of weights that a step loads for one vector of outputs: two for an instruction on matrices.
     """
 
     registers: int
     l1_bytes: int = 32768
     panel_bytes: int = 0
+    operands: int = 1
 
     def holds(self, rows: int, vectors: int) -> bool:
-        """Whether accumulators, a vector of weights for each, and one single value fit in the registers."""
-        return rows * vectors + vectors + 1 <= self.registers
+        """Whether accumulators, the weights for each column of them, and one single value fit in the registers."""
+        return rows * vectors + self.operands * vectors + 1 <= self.registers
 
     def step(self, rows: int, vectors: int) -> float:
         """Half cycles of one step of the reduction; of equal ones the one with fewer loads counts a little less."""
         far = self.panel_bytes * vectors > self.l1_bytes // 2
-        loads = rows + vectors * (_FAR if far else 1)
+        loads = rows + self.operands * vectors * (_FAR if far else 1)
         return max(rows * vectors, loads, _IN_FLIGHT) + 0.01 * loads
 
 
@@ -78,11 +80,15 @@ def cost(tile: Tile, rows: int, vectors: int, room: Room) -> float:
     return tiles * room.step(tile.rows, tile.vectors)
 
 
-def choose_tile(rows: int | None, vectors: int, room: Room) -> Tile:
-    """The cheapest tile for ``rows`` (None: known only at run time) values times ``vectors`` vectors."""
+def choose_tile(rows: int | None, vectors: int, room: Room, multiple: int = 1) -> Tile:
+    """The cheapest tile for ``rows`` (None: known only at run time) values times ``vectors`` vectors.
+
+    Its rows are a multiple of ``multiple``, maybe more than there are.
+    """
+    most = min(ceil_div(rows or MAX_ROWS, multiple) * multiple, MAX_ROWS)
     fitting = [
         Tile(r, v)
-        for r in range(1, min(rows or MAX_ROWS, MAX_ROWS) + 1)
+        for r in range(multiple, most + 1, multiple)
         for v in range(1, min(vectors, MAX_VECTORS) + 1)
         if room.holds(r, v)
     ]
@@ -92,14 +98,16 @@ def choose_tile(rows: int | None, vectors: int, room: Room) -> Tile:
     return min(fitting, key=lambda t: (sum(cost(t, n, vectors, room) / least[n] for n in _SAMPLE_ROWS), -t.rows))
 
 
-def choose_rows(height: int, width: int, vectors: int, room: Room) -> tuple[int, Tile]:
+def choose_rows(height: int, width: int, vectors: int, room: Room, multiple: int = 1) -> tuple[int, Tile]:
     """A tile of a two-dimensional output: how many image rows, and columns x vectors.
 
-    With narrow images several image rows are taken at once, as long as they divide the height.
+    With narrow images several image rows are taken at once, as long as they divide the height.  Columns are a
+    multiple of ``multiple``, maybe more than there are.
     """
     best: tuple[float, int, Tile] | None = None
     for image_rows in (d for d in range(1, min(height, MAX_ROWS) + 1) if height % d == 0):
-        for columns in range(1, min(width, MAX_ROWS // image_rows) + 1):
+        most = min(ceil_div(width, multiple) * multiple, MAX_ROWS // image_rows)
+        for columns in range(multiple, most + 1, multiple):
             for v in range(1, min(vectors, MAX_VECTORS) + 1):
                 if not room.holds(image_rows * columns, v):
                     continue

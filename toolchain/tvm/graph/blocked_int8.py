@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from toolchain.tvm.graph.rewrite import Graph
 from toolchain.tvm.graph.values import constant_of, dtype_of, ints, operator_of, shape_of
-from toolchain.tvm.intrinsics import DATA_TYPE, QUAD
-from toolchain.tvm.loops import OUT_FUSIBLE
+from toolchain.tvm.intrinsics import DATA_TYPE, FITS, PAIR, QUAD
+from toolchain.tvm.loops import OUT_FUSIBLE, i8mm
 from toolchain.tvm.loops.conv import Conv2d, choose_conv_tile
 from toolchain.tvm.loops.conv_int8 import (
     ConvMarks,
@@ -19,6 +19,7 @@ from toolchain.tvm.loops.conv_int8 import (
     pack_weights,
     pairs_fit,
 )
+from toolchain.tvm.loops.i8mm import conv2d_i8mm
 from toolchain.tvm.machine import Machine
 from toolchain.tvm.tiles import ceil_div
 
@@ -53,14 +54,11 @@ def conv2d_blocked(graph: Graph, call: Any, conv: Conv2d, machine: Machine, bloc
         return None
     width = QUAD if per_group <= QUAD and lanes > QUAD else lanes
     source, data, shift = _signed(graph, block(data.image, width), data, dot)
-    vectors = ceil_div(oc // conv.groups, lanes)
     out = data.conv.output(shape[2], shape[3], weights.shape[2:])
-    rows, tile = choose_conv_tile(conv, out, vectors, machine.room(per_group * weights[0, 0].size // 4, "int32"))
-    packed = pack_weights(weights, lanes, width, tile.vectors, QUAD if dot else 1)
-    marks = ConvMarks(rows, tile, data.fill, pairs_fit(packed))
+    packed, nest = _packed(weights, data, out, width, machine)
     made = graph.emit(
         graph.builder.call_te(
-            lambda x, w: conv2d_int8(x, w, data.conv, ceil_div(oc, lanes), marks),
+            nest,
             source,
             _constant(packed),
             primfunc_name_hint="conv2d_int8",
@@ -68,6 +66,28 @@ def conv2d_blocked(graph: Graph, call: Any, conv: Conv2d, machine: Machine, bloc
         )
     )
     return _corrected(graph, made, shift * weights.astype("int64").sum((1, 2, 3)), lanes)
+
+
+def _packed(
+    weights: np.ndarray, data: _Data, out: tuple[Any, Any], width: int, machine: Machine
+) -> tuple[np.ndarray, Callable[..., Any]]:
+    """Weights (oc, ic, kh, kw) for the target's instruction, and the loop nest of data and them."""
+    oc, per_group = weights.shape[:2]
+    lanes, dot = machine.lanes("int32"), machine.dot()
+    channels, vectors = ceil_div(oc, lanes), ceil_div(oc // data.conv.groups, lanes)
+    room = machine.room(per_group * weights[0, 0].size // 4, "int32")
+    # The instruction for matrices takes two pixels, and two blocks of four channels each.
+    single = isinstance(out[1], int) and out[1] == 1
+    if dot == "i8mm" and not single and per_group > QUAD:
+        room = replace(room, operands=PAIR)
+        rows, tile = choose_conv_tile(data.conv, out, vectors, room, PAIR)
+        marks = ConvMarks(rows, tile, data.fill, FITS)
+        packed = i8mm.pack_weights(weights, width, tile.vectors)
+        return packed, lambda x, w: conv2d_i8mm(x, w, data.conv, channels, marks)
+    rows, tile = choose_conv_tile(data.conv, out, vectors, room)
+    packed = pack_weights(weights, lanes, width, tile.vectors, QUAD if dot else 1)
+    marks = ConvMarks(rows, tile, data.fill, pairs_fit(packed))
+    return packed, lambda x, w: conv2d_int8(x, w, data.conv, channels, marks)
 
 
 def _depthwise(graph: Graph, data: _Data, weights: np.ndarray, machine: Machine, block: Block) -> Any:

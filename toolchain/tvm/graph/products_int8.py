@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from toolchain.tvm.graph.blocked_int8 import matching
 from toolchain.tvm.graph.rewrite import Graph
 from toolchain.tvm.graph.values import constant_of, dtype_of, shape_of
-from toolchain.tvm.intrinsics import QUAD
-from toolchain.tvm.loops import OUT_FUSIBLE
+from toolchain.tvm.intrinsics import OCTET, PAIR, QUAD
+from toolchain.tvm.loops import OUT_FUSIBLE, i8mm
 from toolchain.tvm.loops.conv_int8 import pairs_fit
 from toolchain.tvm.loops.dense_int8 import dense_int8, pack_matrix
+from toolchain.tvm.loops.i8mm import dense_i8mm
 from toolchain.tvm.machine import Machine
 from toolchain.tvm.tiles import ceil_div, choose_tile
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def product_int8(graph: Graph, call: Any, machine: Machine) -> Any:
@@ -25,19 +31,14 @@ def product_int8(graph: Graph, call: Any, machine: Machine) -> Any:
         return None
     if dtype_of(graph.builder.normalize(call)) != "int32":
         return None
-    dot, lanes = machine.dot(), machine.lanes("int32")
-    quad = QUAD if dot else 1
-    source, _, shift = matching(graph, call.args[0], dot)
-    depth, columns = weights.shape
-    if depth % quad:
-        source = graph.emit(relax.op.nn.pad(source, [0, 0, 0, ceil_div(depth, quad) * quad - depth]))
-    vectors = ceil_div(columns, lanes)
+    source, _, shift = matching(graph, call.args[0], machine.dot())
     rows = shape[0] if isinstance(shape[0], int) else None
-    tile = choose_tile(rows, vectors, machine.room(ceil_div(depth, quad), "int32"))
-    packed = pack_matrix(weights, lanes, tile.vectors, quad)
-    pairs = pairs_fit(packed)
+    packed, nest, multiple = _packed(weights, rows, machine)
+    depth = weights.shape[0]
+    if depth % multiple:
+        source = graph.emit(relax.op.nn.pad(source, [0, 0, 0, ceil_div(depth, multiple) * multiple - depth]))
     made = graph.builder.call_te(
-        lambda x, w: dense_int8(x, w, columns, tile, pairs),
+        nest,
         source,
         relax.const(packed, "int8"),
         primfunc_name_hint="dense_int8",
@@ -45,3 +46,19 @@ def product_int8(graph: Graph, call: Any, machine: Machine) -> Any:
     )
     by = shift * weights.astype(np.int64).sum(0)
     return relax.op.add(graph.emit(made), relax.const(by.astype(np.int32), "int32")) if by.any() else made
+
+
+def _packed(weights: np.ndarray, rows: int | None, machine: Machine) -> tuple[np.ndarray, Callable[..., Any], int]:
+    """Weights (k, n) for the target's instruction, the loop nest of data and them, and what k must be a multiple of."""
+    dot, lanes = machine.dot(), machine.lanes("int32")
+    depth, columns = weights.shape
+    vectors = ceil_div(columns, lanes)
+    if dot == "i8mm" and rows != 1:
+        room = replace(machine.room(ceil_div(depth, QUAD), "int32"), operands=PAIR)
+        tile = choose_tile(rows, vectors, room, PAIR)
+        return i8mm.pack_matrix(weights, tile.vectors), lambda x, w: dense_i8mm(x, w, columns, tile), OCTET
+    quad = QUAD if dot else 1
+    tile = choose_tile(rows, vectors, machine.room(ceil_div(depth, quad), "int32"))
+    packed = pack_matrix(weights, lanes, tile.vectors, quad)
+    pairs = pairs_fit(packed)
+    return packed, lambda x, w: dense_int8(x, w, columns, tile, pairs), quad

@@ -59,13 +59,15 @@ def pack_depthwise(weights: np.ndarray, lanes: int) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(-1, lanes, kh, kw).transpose(0, 2, 3, 1))
 
 
-def choose_conv_tile(conv: Conv2d, out: tuple[Any, Any], vectors: int, room: Room) -> tuple[int, Tile]:
-    """Image rows and tile; ``vectors`` is of one group."""
+def choose_conv_tile(
+    conv: Conv2d, out: tuple[Any, Any], vectors: int, room: Room, multiple: int = 1
+) -> tuple[int, Tile]:
+    """Image rows and tile, its columns a multiple of ``multiple``; ``vectors`` is of one group."""
     height, width = (size if isinstance(size, int) else None for size in out)
     if height is None or width is None:
-        rows, tile = 1, choose_tile(None, vectors, room)
+        rows, tile = 1, choose_tile(None, vectors, room, multiple)
     else:
-        rows, tile = choose_rows(height, width, vectors, room)
+        rows, tile = choose_rows(height, width, vectors, room, multiple)
     if conv.groups > 1:
         tile = Tile(tile.rows, max(v for v in range(1, tile.vectors + 1) if vectors % v == 0))
     return rows, tile
@@ -194,10 +196,25 @@ def padded_image(
     top, left, bottom, right = conv.padding
     needed = (((out_w - 1) // columns + 1) * columns - 1) * conv.strides[1] + (kernel[1] - 1) * conv.dilation[1] + 1
     more = needed - (data.shape[3] + left + right)
-    extra = max(0, int(more)) if _static(more) else 0
     if not _static(more):
-        from tvm import te
-
-        extra = te.max(more, 0)
+        return _filled(data, (top, left), data.shape[2] + top + bottom, needed, fill)
+    extra = max(0, int(more))
     rest = [0] * (len(data.shape) - 4)
     return topi.nn.pad(data, [0, 0, top, left, *rest], [0, 0, bottom, right + extra, *rest], fill, name="pad")
+
+
+def _filled(data: Any, corner: tuple[int, int], height: Any, width: Any, fill: float | int) -> Any:
+    """``data`` at ``corner`` of an image of ``fill``; columns beyond ``width`` are left out.
+
+    Just as wide as what is read, so that the analyzer can prove that all of it exists: not a maximum of that and the
+    padded width.
+    """
+    from tvm import te, tirx
+
+    (top, left), (rows, columns) = corner, data.shape[2:4]
+
+    def value(b: Any, c: Any, y: Any, x: Any, *rest: Any) -> Any:
+        inside = te.all(y >= top, y < rows + top, x >= left, x < columns + left)
+        return tirx.if_then_else(inside, data[b, c, y - top, x - left, *rest], tirx.const(fill, data.dtype))
+
+    return te.compute((*data.shape[:2], height, width, *data.shape[4:]), value, name="pad", tag="injective,pad")

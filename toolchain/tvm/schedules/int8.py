@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from toolchain.tvm.intrinsics import DOT, QUAD
+from toolchain.tvm.intrinsics import DOT, OCTET, QUAD
 from toolchain.tvm.loops.conv_int8 import PAIRS
 from toolchain.tvm.machine import Machine
 from toolchain.tvm.schedules.common import (
@@ -38,10 +38,14 @@ def convolution(schedule: Any, machine: Machine) -> None:
 
 
 def pad_rows(schedule: Any, block: Any) -> None:
-    """Rows in parallel; a row's edges apart from its middle, which is then copied without conditions."""
+    """Rows in parallel; a row's edges apart from its middle, which is then copied without conditions.
+
+    TVM can't take apart a row whose length is known only at run time.
+    """
     *outer, x, lane = schedule.get_loops(block)
     work = work_of(schedule, schedule.get_loops(block))
-    schedule.annotate(x, "pragma_loop_partition_hint", True)
+    if extent(schedule, x):
+        schedule.annotate(x, "pragma_loop_partition_hint", True)
     schedule.vectorize(lane)
     parallel(schedule, outer, work)
 
@@ -64,9 +68,9 @@ def dense(schedule: Any, machine: Machine) -> None:
 
 
 def _finish(schedule: Any, anchor: Any, reduction: Any, tile: list[Any]) -> None:
-    """Unrolls the tile; one vector instruction an accumulator where there are four values a lane."""
+    """Unrolls the tile; one vector instruction an accumulator where there are four or eight values a lane."""
     *around, lane, k = tile
-    pairs, quads = int(mark_of(schedule, anchor, PAIRS)), extent(schedule, k) == QUAD
+    pairs, quads = int(mark_of(schedule, anchor, PAIRS)), extent(schedule, k) in (QUAD, OCTET)
     for loop in around:
         schedule.unroll(loop)
     if not quads:
