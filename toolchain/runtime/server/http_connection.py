@@ -62,7 +62,9 @@ class HttpConnection(asyncio.BufferedProtocol):
         self.queue: deque[Request] = deque()
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
-        self._head_size = 0
+        self._head_size = self._head_read = 0
+        self._began = False
+        self._upgrade = False
         self._room: memoryview | None = None
         self._direct: memoryview | None = None
         self._filled = 0
@@ -105,12 +107,13 @@ class HttpConnection(asyncio.BufferedProtocol):
             return
         if self.phase == _DISCARD or self.closing:
             return
-        if self.phase == _HEAD:
-            self._head_size += nbytes
-            if self._head_size > self.server.settings.max_head:
-                self._too_long()
-                return
+        self._began = False
         self._feed(self.server.view[:nbytes])
+        if self.phase == _HEAD and not self._began:
+            # All of it belonged to a head that still goes on, maybe to a header that the parser hasn't told of.
+            self._head_read += nbytes
+            if self._head_read > self.server.settings.max_head:
+                self._too_long()
         if self._room is not None and self.incoming is not None and self.phase == _BODY:
             self._direct = self._room[self._filled :]
 
@@ -126,8 +129,8 @@ class HttpConnection(asyncio.BufferedProtocol):
             try:
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
-                # The request was answered without the upgrade; what follows is another one.
-                data = data[upgrade.args[0] :]
+                # The request is answered without the upgrade; what follows is its body, or another one.
+                data = self._body_after_upgrade(data[upgrade.args[0] :])
                 self.parser = httptools.HttpRequestParser(self)
                 if data and not self.closing and self.phase != _DISCARD:
                     continue
@@ -135,6 +138,17 @@ class HttpConnection(asyncio.BufferedProtocol):
                 if self.phase != _DISCARD:
                     self._refuse(error_reply(400, f"the request is no valid HTTP: {error}"))
             return
+
+    def _body_after_upgrade(self, data: memoryview) -> memoryview:
+        """Take the body, of which the parser doesn't know; what is left of ``data``."""
+        if not self._upgrade or self._room is None:
+            return data
+        self._filled = min(len(data), len(self._room))
+        self._room[: self._filled] = data[: self._filled]
+        self._upgrade = False
+        if self._filled == len(self._room):
+            self.on_message_complete()
+        return data[self._filled :]
 
     # What the parser calls.
 
@@ -145,7 +159,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         self.deadline = self.server.now + self.server.settings.head_timeout
         self._url = b""
         self._headers = {}
-        self._head_size = 0
+        self._head_size = self._head_read = 0
+        self._began = True
 
     def on_url(self, url: bytes) -> None:
         self._url = self._url + url if self._url else url
@@ -171,7 +186,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self.incoming = request
         self._room = None
         self._filled = 0
-        self._chunked = False
+        self._chunked = self._upgrade = False
         self.phase = _BODY
         try:
             self._check_head(request)
@@ -206,7 +221,10 @@ class HttpConnection(asyncio.BufferedProtocol):
             self.stall = server.now + settings.body_timeout
             size = length if coding is None else request.route.max_body
             self.deadline = self.stall + size / settings.min_rate
-            if length > SMALL_BODY:
+            self._upgrade = self.parser.should_upgrade()
+            if self._upgrade and coding is not None:
+                raise ServeError(Status.UNSUPPORTED, "a chunked body can't come with an Upgrade header")
+            if length > SMALL_BODY or self._upgrade:
                 server.reserve(request, length)
                 self._room = room_for(length, headers.get(b"inference-header-content-length", b"0"))
         expected = headers.get(b"expect")
@@ -252,7 +270,7 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def on_message_complete(self) -> None:
         request = self.incoming
-        if request is None or self.phase == _DISCARD:
+        if request is None or self.phase == _DISCARD or self._upgrade:
             return
         if self._room is not None:
             request.body = self._room
