@@ -29,7 +29,10 @@ def build(folder: Path) -> tuple[Path, Path]:
     objects = []
     for source in (*(EDGE / "src" / f"{name}.c" for name in RUNTIME_SOURCES), SOURCES):
         objects.append(folder / f"{source.stem}.o")
-        subprocess.run(["gcc", *traced, "-DBATCH=0", "-c", str(source), "-o", str(objects[-1])], check=True)
+        # The linked engine takes one size, so that inputs are filled up and split for it; the other one takes any.
+        subprocess.run(
+            ["gcc", *traced, "-DBATCH=3", "-DSEQUENCE=8", "-c", str(source), "-o", str(objects[-1])], check=True
+        )
     wrap = "-Wl,--wrap=malloc,--wrap=calloc"
     program = folder / "edge_fuzz"
     command = ["gcc", *flags, "-Wall", wrap, "-o", str(program), str(Path(__file__).with_name("edge_fuzz.c"))]
@@ -63,40 +66,49 @@ def run(folder: Path, seconds: int, seed: int = 1, save: Path | None = None) -> 
     return report
 
 
+def layout_seed(release: Path) -> bytes:
+    """A release as the fuzzer takes it: its blobs in an order in which digests and sizes name earlier ones."""
+    blobs = {"sha256:" + path.name: path.read_bytes() for path in (release / "blobs" / "sha256").iterdir()}
+    root = (release / "index.json").read_bytes()
+    index = json.loads(blobs[json.loads(root)["manifests"][0]["digest"]])
+    order: list[str] = []
+    for bundle in index["manifests"]:
+        manifest = json.loads(blobs[bundle["digest"]])
+        layers = sorted(
+            manifest["layers"], key=lambda d: not d["annotations"]["org.cncf.model.filepath"].endswith(".so")
+        )
+        order += [d["digest"] for d in (*layers, manifest["config"], bundle)]
+    order = [*dict.fromkeys(order), json.loads(root)["manifests"][0]["digest"]]
+    sections = [b"", *(blobs[digest] for digest in order[1:]), root]
+    for number, digest in enumerate(order):
+        size = f'"size":{len(blobs[digest])}'.encode()
+        for later in range(number + 1, len(sections)):
+            first, *rest = sections[later].split(digest.encode())
+            rest = [part.replace(size, b'"size":@S%x' % number, 1) for part in rest]
+            sections[later] = (b"@D%x" % number).join([first, *rest])
+    return b"\n%%\n".join(sections)
+
+
 def write_seeds() -> None:
-    """The first inputs: what the packer makes of a small engine, and parts of it."""
-    from helpers.bundle_samples import bundle_spec
-    from helpers.edge_samples import matrix_engine, selftest_file
+    """The first inputs: what the packer makes of small engines, and parts of it."""
+    from helpers.bundle_samples import bundle_spec, requirements, sample_release
+    from helpers.edge_samples import matrix_engine, selftest_file, tokens_engine
 
     from toolchain.bundle.pack import pack_bundle, pack_release
 
     CORPUS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        spec = bundle_spec(matrix_engine(folder / "e"), selftest_npz=selftest_file(folder / "selftest.npz"))
-        pack_release("sample", "1.0.0", [pack_bundle(spec)], folder / "r")
-        blobs = {"sha256:" + p.name: p.read_bytes() for p in (folder / "r" / "blobs" / "sha256").iterdir()}
-        index = json.loads((folder / "r" / "index.json").read_bytes())
-        release = json.loads(blobs[index["manifests"][0]["digest"]])
-        manifest = json.loads(blobs[release["manifests"][0]["digest"]])
-        files = {layer["annotations"]["org.cncf.model.filepath"]: layer for layer in manifest["layers"]}
-        order = [files[n] for n in ("b0.so", "contract.json", "engine.json", "selftest.npz", "bundle.json")]
-        order += [manifest["config"], release["manifests"][0], index["manifests"][0]]
-        sections = [b"", *(blobs[d["digest"]] for d in order[1:]), (folder / "r" / "index.json").read_bytes()]
-        for number, descriptor in enumerate(order):
-            old = f'"digest":"{descriptor["digest"]}"'.encode()
-            size = f'"size":{descriptor["size"]}'.encode()
-            for later in range(number + 1, len(sections)):
-                parts = sections[later].split(old)
-                for i in range(1, len(parts)):
-                    parts[i] = parts[i].replace(size, f'"size":@S{number}'.encode(), 1)
-                sections[later] = f'"digest":"@D{number}"'.encode().join(parts)
-                sections[later] = sections[later].replace(descriptor["digest"].encode(), f"@D{number}".encode())
-        (CORPUS / "seed.layout").write_bytes(b"\n%%\n".join(sections))
-        (CORPUS / "seed.bundle").write_bytes(blobs[files["bundle.json"]["digest"]])
+        engine, selftest = matrix_engine(folder / "e"), selftest_file(folder / "selftest.npz")
+        pack_release("sample", "1.0.0", [pack_bundle(bundle_spec(engine, selftest_npz=selftest))], folder / "r")
+        needs = {"a": requirements(("sse2",)), "b": requirements(("sse2", "avx"))}
+        tokens = bundle_spec(tokens_engine(folder / "t", ((3, 8),))).manifest
+        (CORPUS / "one.layout").write_bytes(layout_seed(folder / "r"))
+        (CORPUS / "two.layout").write_bytes(layout_seed(sample_release(folder / "s", engine, needs)))
+        (CORPUS / "seed.bundle").write_bytes(tokens.to_bytes())
         (CORPUS / "seed.json").write_bytes('{"a":[1,-2.5e3,true,null,"\\u00e9\\n\\ud83d\\ude00é"],"b":{}}'.encode())
-        (CORPUS / "seed.npz").write_bytes(blobs[files["selftest.npz"]["digest"]])
-        (CORPUS / "seed.elf").write_bytes(blobs[files["b0.so"]["digest"]][:64])
+        (CORPUS / "seed.npz").write_bytes(selftest.read_bytes())
+        (CORPUS / "seed.elf").write_bytes((engine / "b0.so").read_bytes()[:64])
 
 
 def main() -> None:

@@ -21,6 +21,7 @@
 #define LARGEST 65536
 #define MAX_CORPUS 4096
 #define MAP 65536
+#define SECTIONS 16
 
 typedef struct input {
   const char *kind;
@@ -38,6 +39,7 @@ static tcr_bytes model_file;
 static unsigned char seen[MAP], now[MAP];
 static unsigned fresh;
 static uint64_t state;
+static int64_t round_sizes[4];
 static long fail_after = -1;
 
 /* Coverage: a bit for each place in the code (relative, so that it is the same in each process). */
@@ -133,13 +135,14 @@ static void random_value(tc_bundle *bundle, uint32_t index, bool output, tc_valu
   size_t bytes = 0;
   memset(value, 0, sizeof *value);
   if ((output ? tc_output : tc_input)(bundle, index, &info) != TC_OK) return;
-  value->name = rnd(4) ? info.name : rnd(2) ? NULL : "other";
+  value->name = rnd(4) ? info.name : rnd(8) ? NULL : "other";
   value->dtype = rnd(16) ? info.dtype : (int32_t)rnd(15) - 1;
   value->rank = rnd(16) ? info.rank : (int32_t)rnd(12) - 2;
-  for (int i = 0; i < TC_MAX_RANK; i++)
-    value->shape[i] = i < info.rank && info.shape[i] >= 0 && rnd(16) ? info.shape[i]
-                      : rnd(12)                                      ? (int64_t)rnd(20)
-                                                                     : (int64_t)state;
+  for (int i = 0; i < TC_MAX_RANK; i++) {
+    int64_t size = i < info.rank ? info.shape[i] : 0;
+    if (size < 0) size = round_sizes[-(size + 1) & 3]; /* the same dimension has the same size, mostly */
+    value->shape[i] = rnd(64) ? size : rnd(4) ? (int64_t)rnd(20) : (int64_t)state;
+  }
   if (!tcr_bytes_of(value->dtype, value->rank < 0 || value->rank > TC_MAX_RANK ? 0 : value->rank, value->shape,
                     &bytes) ||
       bytes > 65536)
@@ -151,8 +154,9 @@ static void random_value(tc_bundle *bundle, uint32_t index, bool output, tc_valu
 static void use(tc_bundle *bundle) {
   char text[64];
   tc_output_check check = {sizeof check, 0, 0, 0};
-  for (int round = 0; round < 3; round++) {
+  for (int round = 0; round < 4; round++) {
     tc_value in[3], out[3];
+    for (int i = 0; i < 4; i++) round_sizes[i] = rnd(8) ? 1 + (int64_t)rnd(12) : (int64_t)rnd(70);
     uint32_t inputs = tc_num_inputs(bundle), outputs = tc_num_outputs(bundle);
     inputs = inputs > 3 || !rnd(10) ? rnd(4) : inputs;
     outputs = outputs > 3 || !rnd(10) ? rnd(4) : outputs;
@@ -194,11 +198,12 @@ static void try_bundle(const input *in) {
 /* Appends a section with @D<k> and @S<k> replaced by digest and size of the section k before it. */
 static size_t expand(const unsigned char *from, size_t size, char digests[][TCR_DIGEST + 1], const size_t *sizes,
                      int done, char *to, size_t room) {
+  static const char numbers[] = "0123456789abcdef";
   tcr_text text = {to, room, 0};
   for (size_t i = 0; i < size && text.length < room; i++) {
-    if (i + 2 < size && from[i] == '@' && (from[i + 1] == 'D' || from[i + 1] == 'S') && from[i + 2] >= '0' &&
-        from[i + 2] < '0' + done) {
-      int k = from[i + 2] - '0';
+    const char *digit = i + 2 < size && from[i + 2] ? strchr(numbers, from[i + 2]) : NULL;
+    if (from[i] == '@' && digit != NULL && (from[i + 1] == 'D' || from[i + 1] == 'S') && digit - numbers < done) {
+      long k = digit - numbers;
       if (from[i + 1] == 'D')
         tcr_append(&text, "%s", digests[k]);
       else
@@ -214,14 +219,14 @@ static size_t expand(const unsigned char *from, size_t size, char digests[][TCR_
 /* A release: sections that end with the line "%%", each a blob, whose digest later ones may name; section 0 is the
  * library (given by MODEL.so), the last is index.json, so that changed content is vouched for by the right digests. */
 static void try_layout(const input *in) {
-  static char blob[2 * LARGEST], paths[9][400];
-  char digests[9][TCR_DIGEST + 1], path[300];
-  size_t sizes[9];
+  static char blob[2 * LARGEST], paths[SECTIONS][400];
+  char digests[SECTIONS][TCR_DIGEST + 1], path[300];
+  size_t sizes[SECTIONS];
   int count = 0, used = 0;
   tcr_sha256 hash;
   const unsigned char *at = in->data, *end = in->data + in->size;
   snprintf(path, sizeof path, "%s/index.json", folder);
-  while (at <= end && count < 9) {
+  while (at <= end && count < SECTIONS) {
     const unsigned char *stop = memmem(at, (size_t)(end - at), "\n%%\n", 4);
     size_t raw = (size_t)((stop ? stop : end) - at);
     const void *data = count ? (const void *)blob : model_file.data;
