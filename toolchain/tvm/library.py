@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import warnings
 from typing import Any
@@ -35,7 +36,23 @@ def load_tvm() -> Any:
                 del sys.modules["torch"]
     import tvm
 
+    _without_type_checks()
+
     return tvm
+
+
+@functools.cache
+def _without_type_checks() -> None:
+    """Schedule's methods as they are under the decorator that checks each argument against its annotation.
+
+    The checks take longer than the methods; what they would find, mypy and the compiler's own checks find too.
+    """
+    from tvm.s_tir.schedule import Schedule
+
+    for name, method in vars(Schedule).items():
+        plain = getattr(method, "__wrapped__", None)
+        if plain is not None and method.__module__ == plain.__module__ == Schedule.__module__:
+            setattr(Schedule, name, plain)
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:

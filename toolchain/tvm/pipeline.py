@@ -77,9 +77,9 @@ def _integer(machine: Machine, _notes: Notes) -> list[Any]:
 def _fold(_machine: Machine, _notes: Notes) -> list[Any]:
     from tvm.relax import transform
 
-    from toolchain.tvm.graph.constants import fold_constants
+    from toolchain.tvm.graph.constants import fold_constants, fold_remaining
 
-    return [fold_constants(), transform.FoldConstant(), transform.DeadCodeElimination()]
+    return [fold_constants(), fold_remaining(), transform.DeadCodeElimination()]
 
 
 def _simplify(machine: Machine, _notes: Notes) -> list[Any]:
@@ -124,7 +124,9 @@ def _legalize(_machine: Machine, _notes: Notes) -> list[Any]:
 def _annotate(_machine: Machine, _notes: Notes) -> list[Any]:
     from tvm.relax import transform
 
-    return [transform.AnnotateTIROpPattern(), transform.FoldConstant(), transform.DeadCodeElimination()]
+    from toolchain.tvm.graph.constants import fold_remaining
+
+    return [transform.AnnotateTIROpPattern(), fold_remaining(), transform.DeadCodeElimination()]
 
 
 def _fuse(_machine: Machine, _notes: Notes) -> list[Any]:

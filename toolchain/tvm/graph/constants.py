@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from toolchain.tvm.graph.rewrite import Graph, graph_pass
+from toolchain.tvm.graph.rewrite import Graph, graph_pass, is_straight, variables_of
 from toolchain.tvm.graph.values import constant_of, dtype_of, ints, operator_of, shape_of
+from toolchain.tvm.library import load_tvm
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +20,36 @@ if TYPE_CHECKING:
 def fold_constants() -> Any:
     """The pass."""
     return graph_pass("fold_constants", _Folder)
+
+
+def fold_remaining() -> Any:
+    """TVM's own folding where a value depends on constants alone; else nothing: it legalizes every call to find out."""
+    tvm = load_tvm()
+    from tvm import relax
+
+    @tvm.transform.module_pass(opt_level=0, name="toolchain.fold_remaining")  # type: ignore[untyped-decorator]
+    def apply(module: Any, _context: Any) -> Any:
+        functions = [function for _, function in module.functions_items() if isinstance(function, relax.Function)]
+        return relax.transform.FoldConstant()(module) if any(map(_folds, functions)) else module
+
+    return apply
+
+
+def _folds(function: Any) -> bool:
+    """Whether a call of the function has no operand that varies, or that can't be told."""
+    from tvm import relax
+
+    if not is_straight(function):
+        return True
+    fixed: set[Any] = set()
+    for block in function.body.blocks:
+        for binding in block.bindings:
+            varies = any(leaf not in fixed for leaf in variables_of(binding.value))
+            if not varies and isinstance(binding.value, relax.Call):
+                return True
+            if not varies:
+                fixed.add(binding.var)
+    return False
 
 
 class _Folder:

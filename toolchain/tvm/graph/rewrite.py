@@ -117,23 +117,23 @@ def substitute(value: Any, renamed: dict[Any, Any]) -> Any:
 
 
 def _uses(bindings: list[Any], output: Any) -> dict[Any, int]:
+    counts: dict[Any, int] = {}
+    for value in (*(binding.value for binding in bindings), output):
+        for variable in variables_of(value):
+            counts[variable] = counts.get(variable, 0) + 1
+    return counts
+
+
+def variables_of(value: Any) -> list[Any]:
+    """The variables that a binding's value reads, one entry for each time."""
     from tvm import relax
 
-    counts: dict[Any, int] = {}
-
-    def visit(value: Any) -> None:
-        if isinstance(value, relax.Var):
-            counts[value] = counts.get(value, 0) + 1
-        elif isinstance(value, relax.Call):
-            for argument in value.args:
-                visit(argument)
-        elif isinstance(value, relax.Tuple):
-            for part in value.fields:
-                visit(part)
-        elif isinstance(value, relax.TupleGetItem):
-            visit(value.tuple_value)
-
-    for binding in bindings:
-        visit(binding.value)
-    visit(output)
-    return counts
+    if isinstance(value, relax.Var):
+        return [value]
+    if isinstance(value, relax.Call):
+        parts = value.args
+    elif isinstance(value, relax.Tuple):
+        parts = value.fields
+    else:
+        parts = [value.tuple_value] if isinstance(value, relax.TupleGetItem) else []
+    return [variable for part in parts for variable in variables_of(part)]

@@ -59,9 +59,10 @@ def pairs_fit(packed: np.ndarray) -> int:
 
     if packed.shape[-1] < 2:
         return FITS
-    pairs = packed.reshape(-1, 2).astype(np.int32) * 255
-    highest, lowest = np.maximum(pairs, 0).sum(1).max(), np.minimum(pairs, 0).sum(1).min()
-    return FITS if highest <= 32767 and lowest >= -32768 else SATURATES
+    left, right = packed[..., 0::2], packed[..., 1::2]
+    highest = np.add(np.maximum(left, 0), np.maximum(right, 0), dtype=np.int16).max()
+    lowest = np.add(np.minimum(left, 0), np.minimum(right, 0), dtype=np.int16).min()
+    return FITS if int(highest) * 255 <= 32767 and int(lowest) * 255 >= -32768 else SATURATES
 
 
 def conv2d_int8(data: Any, weights: Any, conv: Conv2d, channels: int, marks: ConvMarks) -> Any:
