@@ -153,6 +153,9 @@ def test_bad_settings_a_port_in_use_and_nothing_to_serve_end_with_2(release: Pat
         assert result.returncode == ExitCode.USAGE
         assert f"port {taken.getsockname()[1]} is in use" in result.stderr
     assert ended().returncode == ExitCode.USAGE
+    result = subprocess.run([*COMMAND, str(release), "--tune", "--threads", "2"], capture_output=True, text=True)
+    assert result.returncode == ExitCode.USAGE
+    assert "--tune finds the settings itself and serves nobody; it does not take --threads" in result.stderr
     assert ended(tmp_path / "none").returncode == ExitCode.USAGE
     assert ended(release, "--tls-cert", tmp_path / "c.pem").returncode == ExitCode.USAGE
     result = ended(release, "--tls-cert", tmp_path / "c.pem", "--tls-key", tmp_path / "k.pem")

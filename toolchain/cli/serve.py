@@ -75,7 +75,7 @@ def _run(
         raise ToolchainError("--tls-cert and --tls-key belong together", code=ExitCode.USAGE)
     settings = load_settings(file, _overrides(flags, tls_cert, tls_key))
     if tune:
-        _tune(bundles, p99_ms, concurrency, output)
+        _tune(bundles, p99_ms, concurrency, output, {"settings": file, **flags})
         return
     if not bundles and not settings.watch:
         raise ToolchainError(
@@ -105,9 +105,13 @@ def _overrides(flags: dict[str, Any], tls_cert: str | None, tls_key: str | None)
     }
 
 
-def _tune(bundles: tuple[str, ...], p99_ms: float, concurrency: int, output: Path) -> None:
+def _tune(bundles: tuple[str, ...], p99_ms: float, concurrency: int, output: Path, others: dict[str, Any]) -> None:
     from toolchain.runtime.server.tune import tune_and_write
 
     if not bundles:
         raise ToolchainError("--tune needs a release or bundle to measure", code=ExitCode.USAGE)
+    given = [f"--{name.replace('_', '-')}" for name, value in others.items() if value]
+    if given:
+        what = f"--tune finds the settings itself and serves nobody; it does not take {', '.join(given)}"
+        raise ToolchainError(what, code=ExitCode.USAGE)
     tune_and_write(bundles, p99_ms, concurrency, output, click.echo)
