@@ -110,6 +110,21 @@ def test_a_version_that_fails_on_trial_is_rolled_back_and_no_client_notices(tmp_
     asyncio.run(main())
 
 
+def test_requests_that_fail_in_both_versions_do_not_count_against_the_new_one(tmp_path: Path) -> None:
+    async def main() -> None:
+        first, second = release(tmp_path, 1), release(tmp_path, 2)
+        async with serving(first, canary_share=1.0, trial_requests=10) as core:
+            await core.repository.add(str(second))
+            for i in range(20):
+                with pytest.raises(ServeError, match="the engine failed"):
+                    await core.infer(request_of(i, index=99))
+            assert await answered_by(core, 12) == {"2.0.0": 12}
+            assert core.repository.models["obedient"].trial is None
+            assert core.metadata("obedient").versions == ("1.0.0", "2.0.0")
+
+    asyncio.run(main())
+
+
 def test_a_version_whose_workers_die_on_trial_costs_no_request(tmp_path: Path) -> None:
     async def main() -> None:
         first, second = release(tmp_path, 1), release(tmp_path, 2)
