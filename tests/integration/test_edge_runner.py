@@ -90,6 +90,8 @@ def test_bundle_run_describes_runs_tests_and_measures(built: RunnerFiles, releas
     assert measured["runs"] == 20
     assert 0 < measured["min_ms"] <= measured["median_ms"] <= measured["p95_ms"]
     assert measured["load_ms"] < 500
+    assert 500 < measured["peak_kb"] < 10_000
+    assert (measured["weight_bytes"], measured["arena_bytes"]) == (0, 16)  # as edge_model.c has it
 
 
 def test_bundle_run_ends_with_the_documented_exit_codes(

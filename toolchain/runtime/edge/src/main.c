@@ -196,6 +196,29 @@ static int ascending(const void *one, const void *other) {
   return (a > b) - (a < b);
 }
 
+/* The largest resident set since the program began, in KiB.  Not ru_maxrss, which an exec hands down. */
+static long peak_kb(void) {
+  char line[256];
+  long peak = 0;
+  struct rusage usage;
+  FILE *file = fopen("/proc/self/status", "re");
+  while (file != NULL && peak == 0 && fgets(line, sizeof line, file) != NULL) (void)sscanf(line, "VmHWM: %ld", &peak);
+  if (file != NULL) fclose(file);
+  if (peak == 0 && getrusage(RUSAGE_SELF, &usage) == 0) peak = usage.ru_maxrss;
+  return peak;
+}
+
+/* Weights and arenas of the engines that are open, for the sizes that each ran last. */
+static void memory_of(const tc_bundle *bundle, uint64_t *weights, uint64_t *arenas) {
+  *weights = *arenas = 0;
+  for (uint32_t i = 0; i < bundle->num_variants; i++) {
+    const tcr_engine *engine = &bundle->engines[i];
+    if (engine->ops == NULL || engine->instance == NULL) continue;
+    *weights += engine->model->weight_bytes;
+    *arenas += engine->model->arena_bytes(engine->dims);
+  }
+}
+
 static int32_t bench(tc_bundle *bundle, const cli_options *options, cli_run *arrays, double load_ms,
                      tcr_problem *problem) {
   double first_ms = 0, *times = calloc((size_t)options->runs, sizeof *times);
@@ -212,15 +235,15 @@ static int32_t bench(tc_bundle *bundle, const cli_options *options, cli_run *arr
       times[i] = took;
   }
   if (status == TC_OK) {
-    struct rusage usage;
+    uint64_t weights, arenas;
     int count = options->runs, p95 = (count * 95 + 99) / 100 - 1;
-    getrusage(RUSAGE_SELF, &usage);
+    memory_of(bundle, &weights, &arenas);
     qsort(times, (size_t)count, sizeof *times, ascending);
     printf(
         "{\"runs\": %d, \"threads\": %d, \"median_ms\": %.4f, \"p95_ms\": %.4f, \"min_ms\": %.4f, \"load_ms\": %.4f, "
-        "\"first_ms\": %.4f, \"peak_kb\": %ld}\n",
+        "\"first_ms\": %.4f, \"peak_kb\": %ld, \"weight_bytes\": %llu, \"arena_bytes\": %llu}\n",
         count, options->threads, (times[(count - 1) / 2] + times[count / 2]) / 2, times[p95], times[0], load_ms,
-        first_ms, usage.ru_maxrss);
+        first_ms, peak_kb(), (unsigned long long)weights, (unsigned long long)arenas);
   }
   free(times);
   return status;
