@@ -53,9 +53,21 @@ def command(
         if bundles and not tune and execution in (None, "process"):
             # It starts while everything else is imported.
             spare.prepare()
+            spare.preload(_backend(bundles[0]))
         _run(bundles, file, tls_cert, tls_key, tune, p99_ms, concurrency, output, flags | {"execution": execution})
     finally:
         spare.discard()
+
+
+def _backend(reference: str) -> str:
+    """What the engine of a bundle needs to be imported; nothing where the bundle is not right, which is said later."""
+    from toolchain.bundle.resolve import resolve
+
+    try:
+        engine = resolve(reference, note=lambda text: None).manifest.engine
+    except ToolchainError:
+        return ""
+    return "" if engine.form == "aot" else engine.backend
 
 
 def _run(

@@ -37,11 +37,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _go_first()
     channel = socket.socket(fileno=int(sys.argv[1]))
-    # It may have been started before it is known for what.
-    message, fds, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, _MOST_SLOTS)
-    if not message:
+    arguments, fds = _receive_launch(channel)
+    if not arguments:
         return
-    arguments = json.loads(message)
     try:
         engine, facts = open_tested(arguments)
     except ToolchainError as error:
@@ -49,6 +47,26 @@ def main() -> None:
         return
     if _send(channel, HEADER.pack(Kind.READY, 0, 0, 0) + json.dumps(facts).encode()):
         _serve(channel, engine, fds, arguments["tensor_bytes"])
+
+
+def _receive_launch(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """What to run, and the slots' files; nothing if the server has gone.
+
+    This process may have been started before it is known for what, and be told to import something meanwhile.
+    """
+    while True:
+        message, fds, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, _MOST_SLOTS)
+        arguments: dict[str, Any] = json.loads(message or b"{}")
+        if "preload" not in arguments:
+            return arguments, fds
+        # What is wrong with it is said when the engine is opened.
+        with contextlib.suppress(ToolchainError, ImportError):
+            if arguments["preload"] == "tvm":
+                from toolchain.runtime.tvm_engine import import_tvm_runtime
+
+                import_tvm_runtime()
+            elif arguments["preload"] == "onnxruntime":
+                import onnxruntime  # noqa: F401
 
 
 def _go_first() -> None:

@@ -5,6 +5,8 @@ Needs the standard library only, so that the first can be on its way before anyt
 
 from __future__ import annotations
 
+import contextlib
+import json
 import socket
 import subprocess
 import sys
@@ -24,6 +26,13 @@ _spares: list[Spare] = []
 def prepare() -> None:
     """Start a process for the first worker to come."""
     _spares.append(_spawn())
+
+
+def preload(backend: str) -> None:
+    """Let the prepared processes import what engines of ``backend`` need."""
+    for spare in _spares:
+        with contextlib.suppress(OSError):
+            spare.channel.send(json.dumps({"preload": backend}).encode())
 
 
 def take() -> Spare:
