@@ -30,7 +30,8 @@ class StageDef:
         run: ``"package.module:function"`` called in a worker with a :class:`StageContext`.
         options: the frozen dataclass of its options.
         tools: distributions whose versions are part of the key, e.g. ``("torch", "onnx")``.
-        worker: which preloaded worker runs it: ``"torch"``, ``"onnx"`` or ``"tvm"``.
+        worker: which preloaded worker runs it: ``"torch"``, ``"onnx"``, ``"tvm"``, or ``"graph"`` where either of the
+            first two will do.
         user_code: whether it runs the repository's own Python; then imported files, opened files and
             listed folders are traced and become part of what is checked before a cached result is used.
         exclusive: whether it must run alone (a measurement).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import sys
 import tempfile
 import types
 import typing
@@ -25,6 +26,8 @@ def child_main(request: dict[str, Any]) -> dict[str, Any]:
     Returns:
         ``{"facts", "refused", "dependencies"}``, the last as :meth:`toolchain.trace.Recorder.dependencies`.
     """
+    # What this process imports is of this package or installed, unless the user's code runs in it.
+    sys.dont_write_bytecode = bool(request["trace"])
     module, name = request["options_class"].split(":")
     options_class = getattr(importlib.import_module(module), name)
     context = StageContext(

@@ -23,6 +23,7 @@ from typing import Any
 
 from toolchain.source_loader import INSTALLED
 
+_EVENTS = frozenset({"open", "sqlite3.connect", "os.mkdir", "os.rename", "os.listdir", "os.scandir"})
 _IGNORED = ("/proc/", "/sys/")
 _WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -54,11 +55,13 @@ class Recorder:
         self._listed: set[str] = set()
         _announce_safetensors()
         self._before = set(sys.modules)
+        self._folders: dict[str, str] = {}
         self._active = True
         sys.addaudithook(self._hook)
 
     def _hook(self, event: str, args: tuple[Any, ...]) -> None:
-        if self._active:
+        # Every call of id() comes by here, and exporting a model makes some 100,000.
+        if event in _EVENTS and self._active:
             # What a hook raises, the user's call would raise; an unusable path will do so by itself.
             with contextlib.suppress(OSError, ValueError):
                 self._note(event, args)
@@ -114,7 +117,7 @@ class Recorder:
 
     def _classify(self, kind: str, path: str) -> tuple[str, str] | None:
         """The dependency that ``path`` is, or None when it is none of the user's."""
-        real = os.path.realpath(path)
+        real = self._real(path)
         # ".egg-info/" is the metadata of a checkout's own installation, read by whoever lists entry points.
         skipped = "__pycache__" in path or ".egg-info/" in path
         if skipped or path.startswith(_IGNORED) or (real + os.sep).startswith(self._private):
@@ -142,11 +145,19 @@ class Recorder:
 
     def _package(self, path: str) -> str:
         """The top-level name under site-packages that ``path`` belongs to, or ``""``."""
-        real = os.path.realpath(path)
+        real = self._real(path)
         for folder in self._site:
             if real.startswith(folder):
                 return real[len(folder) :].split(os.sep)[0]
         return ""
+
+    def _real(self, path: str) -> str:
+        """``os.path.realpath`` of an absolute path, which looks at each of its folders once."""
+        folder, name = os.path.split(path)
+        if (real := self._folders.get(folder)) is None:
+            real = self._folders[folder] = os.path.realpath(folder)
+        joined = os.path.join(real, name)
+        return os.path.realpath(joined) if not name or os.path.islink(joined) else joined
 
 
 def _absolute(path: bytes | str | os.PathLike[Any]) -> str:
@@ -185,12 +196,12 @@ def _by_distribution(installed: dict[str, set[tuple[str, str]]]) -> set[tuple[st
         return set()
     owners: dict[str, set[str]] = {}
     for distribution in importlib.metadata.distributions():
-        # Ten times quicker than importlib.metadata.packages_distributions(), and it knows single files.
-        names = {
-            line.split("/", 1)[0].split(",", 1)[0] for line in (distribution.read_text("RECORD") or "").split("\n")
-        }
-        names |= set((distribution.read_text("top_level.txt") or "").split())
-        for name in names & installed.keys():
+        # Much quicker than importlib.metadata.packages_distributions(), and it knows single files.
+        files = "\n" + (distribution.read_text("RECORD") or "")
+        listed = (distribution.read_text("top_level.txt") or "").split()
+        for name in installed:
+            if name not in listed and f"\n{name}/" not in files and f"\n{name}," not in files:
+                continue
             owners.setdefault(name, set()).add(distribution.metadata["Name"])
     found: set[tuple[str, str]] = set()
     for package, items in installed.items():

@@ -26,6 +26,12 @@ from toolchain.zygote import GROUPS, NO_SPACE_STATUS
 
 __all__ = ["GROUPS", "ChildEnd", "WorkerPool"]
 
+_HOSTS = {"graph": ("torch", "onnx")}
+"""A group without a zygote of its own: the first of these that runs already is asked, else the last is started.
+
+Both hold what it needs; ``torch`` also holds libraries that children of ``onnx`` would have to import.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class ChildEnd:
@@ -66,7 +72,7 @@ class WorkerPool:
         """Run ``function`` (``"module:name"``, taking and returning a JSON dict) in a child of ``group``.
 
         Args:
-            group: one of :data:`GROUPS`.
+            group: one of :data:`GROUPS`, or ``"graph"``: whichever of ``torch`` and ``onnx`` costs less.
             function: its module is imported in the child.
             request: its argument.
             reply: where the child writes its reply; a path in an existing folder.
@@ -79,12 +85,19 @@ class WorkerPool:
         with self._lock:
             if self._closed:
                 raise interrupted()
-            zygote = self._zygotes.get(group)
-            if zygote is None or not zygote.alive():
-                zygote = self._zygotes[group] = _Zygote(group)
+            zygote = self._zygote(group)
         status, cpu = zygote.run({"function": function, "request": request, "reply": str(reply), "log": str(log)})
         data = json.loads(reply.read_bytes()) if reply.exists() else None
         return ChildEnd(data, status, cpu)
+
+    def _zygote(self, group: str) -> _Zygote:
+        """A living zygote for ``group``, started if there is none; the lock is held."""
+        *_, own = hosts = _HOSTS.get(group, (group,))
+        for host in hosts:
+            if (zygote := self._zygotes.get(host)) is not None and zygote.alive():
+                return zygote
+        zygote = self._zygotes[own] = _Zygote(own)
+        return zygote
 
     def close(self) -> None:
         """End all zygotes and children, running ones included."""

@@ -26,7 +26,7 @@ from typing import Any
 from toolchain.errors import ToolchainError
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "torch": ("numpy", "onnx", "torch", "torch.export", "onnxscript"),
+    "torch": ("numpy", "onnx", "torch", "torch.export", "onnxscript", "onnxruntime"),
     "onnx": ("numpy", "onnx", "onnxruntime"),
     "tvm": ("numpy", "onnx", "onnxruntime", "tvm", "tvm.relax", "tvm.relax.frontend.onnx"),
 }
@@ -61,11 +61,16 @@ def _keep_memory() -> None:
 
 def _preload(group: str) -> None:
     if group == "tvm":
-        # tvm_ffi imports torch when it finds it: 2 s and 200 MB for nothing here.
-        sys.modules["torch"] = None  # type: ignore[assignment]
+        # tvm_ffi imports torch when it finds it: 2 s and 200 MB for nothing here.  TVM imports what it has for all
+        # kinds of devices, and its distributed run-time to find out that the wheel lacks it: another 0.3 s.
+        for name in ("torch", "tvm.runtime.disco"):
+            sys.modules[name] = None  # type: ignore[assignment]
+        os.environ["TVM_DEVICE_BACKEND_AUTOLOAD"] = "0"
     if group == "torch":
         # OpenMP's threads otherwise spin while they wait for each other: most of the CPU time on a busy machine.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenBLAS's threads (numpy's) spin for a while too before they sleep, once per process; 2^4 cycles instead of 2^26.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     import warnings
 
     warnings.simplefilter("ignore")

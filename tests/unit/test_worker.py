@@ -299,3 +299,17 @@ def test_a_group_with_a_library_missing_says_which_and_what_to_install(
     assert caught.value.what == "the 'onnx' worker did not start: ModuleNotFoundError: No module named 'numpy'"
     assert caught.value.hint == install_command("build")
     assert caught.value.code is ExitCode.MISSING_TOOL
+
+
+def test_a_graph_call_goes_to_the_torch_zygote_where_one_runs_else_to_that_of_onnx(tmp_path: Path) -> None:
+    def zygote(pool: WorkerPool, group: str, number: int) -> int:
+        end = pool.call(group, "helpers.calls:echo", {}, tmp_path / f"reply-{number}", tmp_path / f"log-{number}")
+        assert end.reply is not None
+        return int(end.reply["result"]["zygote"])
+
+    with WorkerPool() as pool:
+        alone = zygote(pool, "graph", 0)
+        assert alone == zygote(pool, "onnx", 1)
+        torch = zygote(pool, "torch", 2)
+        assert torch not in (alone, zygote(pool, "onnx", 3))
+        assert zygote(pool, "graph", 4) == torch

@@ -35,12 +35,15 @@ def to_onnx(original: TorchOriginal, example: Mapping[str, NDArray[Any]], opset:
     """
     import torch
 
+    from toolchain.export.lighten import defer_parsing
+
     program = original.program or _export(original, example)
     if original.program is None:
         keywords = program.call_spec.in_spec.child(1).context
         order = [*original.positional, *keywords]
     else:
         order = [name for names in call_names(program) for name in names]
+    defer_parsing()
     try:
         with quiet(), torch.no_grad():
             converted = torch.onnx.export(program, (), dynamo=True, opset_version=opset, verbose=False)

@@ -172,5 +172,5 @@ STAGE = StageDef(
     run="toolchain.stages.optimize:run",
     options=Options,
     tools=("onnx", "onnx-ir", "onnxslim", "onnxruntime", "numpy"),
-    worker="onnx",
+    worker="graph",
 )

@@ -47,7 +47,9 @@ def prepare(arch: str) -> None:
             raise _missing(f"CUDA code needs {tool}, which is not on PATH", install)
     load_tvm()
     import tvm_ffi
+    from tvm import backend
 
+    backend.load("cuda")
     if tvm_ffi.get_global_func(_FACTORY, allow_missing=True) is None:
         _load_runtime()
 

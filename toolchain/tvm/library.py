@@ -36,9 +36,24 @@ def load_tvm() -> Any:
                 del sys.modules["torch"]
     import tvm
 
+    _load_extra()
     _without_type_checks()
 
     return tvm
+
+
+@functools.cache
+def _load_extra() -> None:
+    """TVM's sorting and random numbers, which it loads with the device backends that our workers do without."""
+    import ctypes
+    from pathlib import Path
+
+    import tvm_ffi
+    from tvm.base import _LOADED_LIBS
+
+    extra = Path(_LOADED_LIBS["tvm_runtime"]._name).resolve().with_name("libtvm_runtime_extra.so")
+    if tvm_ffi.get_global_func("tvm.contrib.sort.sort", allow_missing=True) is None and extra.is_file():
+        ctypes.CDLL(str(extra))
 
 
 @functools.cache
