@@ -121,14 +121,46 @@ class EmulatedMachine:
         Raises:
             subprocess.CalledProcessError: the program fails.
         """
+        return self._count([], command, cwd, env or {}, timeout)
+
+    def python_instructions(
+        self,
+        arguments: Sequence[str | Path],
+        *,
+        path: Sequence[Path] = (),
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 600,
+    ) -> int:
+        """How many instructions arm64 Python executes (see :meth:`python`), its start included.
+
+        The same from run to run but for some thousands: compare two numbers of repetitions, with one thread.
+
+        Raises:
+            subprocess.CalledProcessError: the script fails.
+        """
+        sysroot = self.sysroot()
+        # Hashes would differ from run to run, and with them the work of Python's tables; numpy's threads wait actively.
+        steady = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
+        command, full = _python_call(sysroot, arguments, path, {**steady, **(env or {})})
+        return self._count(["-L", sysroot], command, cwd, full, timeout)
+
+    def _count(
+        self,
+        options: Sequence[str | Path],
+        command: Sequence[str | Path],
+        cwd: Path | None,
+        env: Mapping[str, str],
+        timeout: float,
+    ) -> int:
         folder = counter_folder()
         # QEMU's own libraries, taken out of the environment of the program again.
         libraries = ":".join(str(path) for path in sorted((folder / "usr/lib").glob("*-linux-gnu")))
         qemu: list[str | Path] = [folder / f"usr/bin/qemu-{self.arch}", "-cpu", self.cpu, "-U", "LD_LIBRARY_PATH"]
         with tempfile.TemporaryDirectory() as scratch:
             out = Path(scratch) / "count"
-            plugin = ["-plugin", f"{folder / 'count.so'},out={out}"]
-            full = {**(env or {}), "LD_LIBRARY_PATH": libraries}
+            plugin = ["-plugin", f"{folder / 'count.so'},out={out}", *options]
+            full = {**env, "LD_LIBRARY_PATH": libraries}
             _call([*qemu, *plugin, *command], cwd, full, None, timeout).check_returncode()
             if not out.exists():
                 raise EmulatorError(f"{qemu[0]} did not count: its plugin interface isn't version 1")

@@ -3,10 +3,14 @@
 ``python run_libraries.py FOLDER``: for each ``NAME.so`` in it the inputs of ``NAME.npz`` (``INDEX/PARAMETER``), in the
 order of the parameters' numbers; outputs go to ``NAME.out.npz`` (``INDEX/NUMBER``).  Each name is printed before its
 library is opened, so that the last line says which one a crash belongs to.
+
+``python run_libraries.py FOLDER RUNS`` runs each so many times, on one processor: for counts of instructions, as
+threads that wait for work execute any number of them.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -15,7 +19,7 @@ import numpy as np
 from toolchain.runtime.tvm_engine import aligned_copy, import_tvm_runtime, open_machine
 
 
-def run(library: Path, tvm: object) -> None:
+def run(library: Path, tvm: object, runs: int) -> None:
     main = open_machine(library, tvm.cpu(0))["main"]  # type: ignore[attr-defined]
     feeds: dict[str, dict[int, np.ndarray]] = {}
     with np.load(library.with_suffix(".npz")) as stored:
@@ -25,18 +29,21 @@ def run(library: Path, tvm: object) -> None:
     outputs = {}
     for index, arrays in feeds.items():
         tensors = [tvm.runtime.from_dlpack(aligned_copy(arrays[i])) for i in sorted(arrays)]  # type: ignore[attr-defined]
-        result = main(*tensors)
+        for _ in range(runs):
+            result = main(*tensors)
         for number, value in enumerate([result] if hasattr(result, "numpy") else result):
             outputs[f"{index}/{number}"] = value.numpy()
     np.savez(library.with_suffix(".out.npz"), **outputs)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, runs: int = 0) -> None:
+    if runs:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     tvm = import_tvm_runtime()
     for library in sorted(folder.glob("*.so")):
         print(library.stem, flush=True)
-        run(library, tvm)
+        run(library, tvm, runs or 1)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
+from onnxconverter_common.float16 import convert_float_to_float16
 from tvm_support import ONNX_TYPES, Graph
 
 Shape = list[int | str]
@@ -22,9 +24,9 @@ class Case:
         model: in ONNX.
         feeds: several inputs where sizes are dynamic.
         rules: rules that some of its loop nests must take.
-        kind: ``"float"``: the tolerance of a build's check; ``"steps"``: 8-bit outputs, one step; ``"network"``:
-            several 8-bit operators after each other, or data quantized at run time, which may go either way in the
-            middle between two steps: 2 % of the largest value.
+        kind: ``"float"``, ``"half"``: the tolerance of a build's check of fp32 and fp16; ``"steps"``: 8-bit outputs,
+            one step; ``"network"``: several 8-bit operators after each other, or data quantized at run time, which may
+            go either way in the middle between two steps: 2 % of the largest value.
     """
 
     model: onnx.ModelProto
@@ -218,6 +220,18 @@ def float_case(build: Callable[[Graph], Built]) -> Case:
             for name, shape in shapes.items()
         })  # fmt: skip
     return Case(onnx.shape_inference.infer_shapes(model), feeds, frozenset(built.rules))
+
+
+def half_case(build: Callable[[Graph], Built]) -> Case:
+    """The same in fp16, inputs and outputs in fp32."""
+    case = float_case(build)
+    with warnings.catch_warnings():
+        # Weights below the least number of fp16 become it.
+        warnings.simplefilter("ignore")
+        model = convert_float_to_float16(case.model, keep_io_types=True)
+    # Winograd's transforms lose too much of fp16; products of computed operands and attention are plain loops in it.
+    rules = case.rules & {"convolution", "depthwise", "dense", "rows"}
+    return Case(onnx.shape_inference.infer_shapes(model), case.feeds, rules, "half")
 
 
 def normal(random: np.random.Generator, shape: Sequence[int | str]) -> np.ndarray:

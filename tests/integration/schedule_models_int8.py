@@ -69,6 +69,11 @@ def _quantized_dense(activation: str, rows: int | str, depth: int, columns: int)
     return Case(model, [feed for m in sizes for feed in _images([m, depth])], frozenset({"dense int8"}), "steps")
 
 
+def large_product() -> Case:
+    """Large enough that little else counts."""
+    return _quantized_dense("uint8", 64, 256, 256)
+
+
 def _dynamic_product(columns: int) -> Case:
     q = Qdq([2, 9, 37])
     q.nodes.append(helper.make_node("DynamicQuantizeLinear", ["x"], ["a", "scale", "zero"], name="quantize"))

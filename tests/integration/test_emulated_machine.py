@@ -82,6 +82,15 @@ def test_counts_of_instructions_repeat_and_grow_with_the_work(tmp_path: Path) ->
         machine.instructions([program, "2", "3", "4"])
 
 
+def test_counts_of_python_differ_by_its_own_work_only() -> None:
+    machine, code = (
+        EmulatedMachine("cortex-a53"),
+        "import sys, numpy\nfor i in range(int(sys.argv[1])): sum(range(1000))",
+    )
+    few, again, more = (machine.python_instructions(["-c", code, times]) for times in ("10", "10", "40"))
+    assert abs(few - again) < 0.01 * (more - few)
+
+
 def test_features_are_those_of_the_cpu() -> None:
     a53, a76, i8mm = (EmulatedMachine(cpu).features() for cpu in ("cortex-a53", "cortex-a76", I8MM_CPU))
     assert {"fp", "asimd"} <= a53

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from schedule_models import Case
 
 from toolchain.host import detect_host
 from toolchain.target import TargetProfile, list_targets, load_target
-from toolchain.tvm.compare import SINGLE
+from toolchain.tvm.compare import HALF, SINGLE
 from toolchain.tvm.importer import import_model
 from toolchain.tvm.link import Linker, link_executable
 from toolchain.tvm.machine import Machine
@@ -36,12 +37,17 @@ Outputs = dict[str, list[list[np.ndarray]]]
 @cache
 def cases() -> Mapping[str, Case]:
     floats = {build.__name__: schedule_models.float_case(build) for build in schedule_models.FLOAT}
-    return floats | schedule_models_int8.cases() | random_cases()
+    return floats | schedule_models_int8.cases() | half_cases() | random_cases()
 
 
 @cache
 def families() -> list[str]:
-    return [name for name in cases() if name not in random_cases()]
+    return [name for name in cases() if name not in half_cases() | random_cases()]
+
+
+@cache
+def half_cases() -> Mapping[str, Case]:
+    return {f"half {build.__name__}": schedule_models.half_case(build) for build in schedule_models.FLOAT}
 
 
 @cache
@@ -62,18 +68,22 @@ def machine_of(profile: TargetProfile) -> Machine:
 
 
 def build(profile: TargetProfile, names: Iterable[str], folder: Path) -> None:
-    """Libraries and their inputs; every loop nest has a schedule, and the rules of its family are among them."""
-    linker = Linker("cc" if profile.arch == detect_host().arch else profile.tvm.linker, profile.arch, "")
-    machine = machine_of(profile)
+    """Libraries and their inputs for :data:`RUNNER`."""
     for name in names:
-        case, notes = cases()[name], Notes()
-        executable = compile_module(import_model(case.model), machine, notes)
-        assert notes.unscheduled == [], name
-        assert case.rules <= set(notes.rules.values()), (name, notes.rules)
-        link_executable(executable, linker, folder / f"{name}.so")
-        order = [value.name for value in case.model.graph.input]
-        feeds = {f"{i}/{order.index(n)}": v for i, each in enumerate(case.feeds) for n, v in each.items()}
-        np.savez(folder / f"{name}.npz", **feeds)  # type: ignore[arg-type]
+        build_case(profile, cases()[name], folder / f"{name}.so")
+
+
+def build_case(profile: TargetProfile, case: Case, library: Path) -> None:
+    """One of them; every loop nest has a schedule, and the rules of its family are among them."""
+    linker = Linker("cc" if profile.arch == detect_host().arch else profile.tvm.linker, profile.arch, "")
+    notes = Notes()
+    executable = compile_module(import_model(case.model), machine_of(profile), notes)
+    assert notes.unscheduled == [], library.stem
+    assert case.rules <= set(notes.rules.values()), (library.stem, notes.rules)
+    link_executable(executable, linker, library)
+    order = [value.name for value in case.model.graph.input]
+    feeds = {f"{i}/{order.index(n)}": v for i, each in enumerate(case.feeds) for n, v in each.items()}
+    np.savez(library.with_suffix(".npz"), **feeds)  # type: ignore[arg-type]
 
 
 def outputs(names: Iterable[str], folder: Path) -> Outputs:
@@ -96,13 +106,19 @@ def differences(made: Outputs) -> dict[str, str]:
                     continue
                 error = float(np.abs(have.astype(np.float64) - want.astype(np.float64)).max())
                 size = float(np.abs(want.astype(np.float64)).max())
-                network = 0.02 * size
-                kind = cases()[name].kind
-                allowed = {"float": SINGLE.absolute + SINGLE.relative * size, "steps": 1.0, "network": network}[kind]
+                allowed = allowed_difference(cases()[name].kind, size)
                 # Not "error > allowed": that lets NaN through.
                 if not error <= allowed:
                     wrong[name] = f"differs by {error:.3g}, allowed {allowed:.3g}"
     return wrong
+
+
+def allowed_difference(kind: str, size: float) -> float:
+    """For outputs of up to ``size``; see :class:`schedule_models.Case`."""
+    if kind in ("float", "half"):
+        tolerance = SINGLE if kind == "float" else HALF
+        return tolerance.absolute + tolerance.relative * size
+    return 1.0 if kind == "steps" else 0.02 * size
 
 
 def check_emulated(profile: str, names: list[str], folder: Path) -> None:
@@ -119,6 +135,14 @@ def check_emulated(profile: str, names: list[str], folder: Path) -> None:
 @pytest.mark.parametrize("name", CPUS)
 def test_every_schedule_gives_the_values_of_onnx_runtime_on_an_emulated_cpu(name: str, tmp_path: Path) -> None:
     check_emulated(name, families(), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cortex-a53", "cortex-a76"])
+def test_fp16_gives_the_values_of_onnx_runtime_with_and_without_arithmetic_of_its_own(
+    name: str, tmp_path: Path
+) -> None:
+    check_emulated(name, list(half_cases()), tmp_path)
 
 
 @pytest.mark.slow
@@ -150,6 +174,15 @@ def test_the_features_that_a_profile_asks_for_are_those_of_its_cpu(name: str) ->
     assert wanted <= EmulatedMachine(CPUS[name]).features()
 
 
+def test_fp16_has_arithmetic_of_its_own_only_where_the_profile_has_it() -> None:
+    for name, own in (("cortex-a53", False), ("cortex-a76", True)):
+        model = import_model(cases()["half separable"].model)
+        executable = compile_module(model, machine_of(load_target(name)), Notes())
+        modules = [m for m in [executable.mod, *executable.mod.imports] if "llvm" in m.kind]
+        text = "".join(str(module.inspect_source("asm")) for module in modules)
+        assert (re.search(r"fmla\tv\d+\.8h", text) is not None) == own
+
+
 @pytest.mark.parametrize(("lacks", "has"), [("cortex-a53", "cortex-a76"), ("cortex-a76", "neoverse-v1")])
 def test_an_instruction_that_the_cpu_lacks_is_found(lacks: str, has: str, tmp_path: Path) -> None:
     """Code for the next better CPU: what a wrong choice of instruction would look like."""
@@ -161,6 +194,21 @@ def test_an_instruction_that_the_cpu_lacks_is_found(lacks: str, has: str, tmp_pa
     assert stopped.stdout.splitlines() == names
     assert EmulatedMachine(CPUS[has]).python([RUNNER, tmp_path], path=[ROOT]).returncode == 0
     assert differences(outputs(names, tmp_path)) == {}
+
+
+@pytest.mark.slow
+def test_i8mm_takes_a_quarter_fewer_instructions_than_dot_products(tmp_path: Path) -> None:
+    """Of a whole model with one product, its quantization included."""
+    case, counts = schedule_models_int8.large_product(), {}
+    machine = EmulatedMachine(I8MM_CPU)
+    for name in ("neoverse-n1", "neoverse-v1"):
+        folder = tmp_path / name
+        folder.mkdir()
+        build_case(load_target(name), case, folder / "product.so")
+        once, more = (machine.python_instructions([RUNNER, folder, runs], path=[ROOT]) for runs in ("1", "11"))
+        counts[name] = (more - once) // 10
+    print(f"instructions of a product of 64x256 and 256x256: {counts}")
+    assert counts["neoverse-v1"] < 0.75 * counts["neoverse-n1"]
 
 
 def test_wrong_values_are_found(tmp_path: Path) -> None:
