@@ -47,7 +47,9 @@ def server(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], str]
             assert match, (line, process.stderr.read() if process.stderr and process.poll() is not None else "")
             yield process, match[1]
         finally:
-            process.kill()
+            # Not killed: it would leave its temporary files behind.
+            process.terminate()
+            process.wait(20)
 
 
 def ended(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

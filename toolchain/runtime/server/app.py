@@ -86,9 +86,7 @@ def _on_signal(stop: asyncio.Event) -> None:
     stop.set()
 
 
-async def _drain(
-    core: ServingCore, frontends: Frontends | None, starting: asyncio.Task[None], seconds: float
-) -> None:
+async def _drain(core: ServingCore, frontends: Frontends | None, starting: asyncio.Task[None], seconds: float) -> None:
     core.stop_accepting()
     starting.cancel()
     with contextlib.suppress(asyncio.CancelledError, ToolchainError):

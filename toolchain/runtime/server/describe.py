@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from toolchain.runtime.contract import Size
+from toolchain.runtime.contract import InputSpec, OutputSpec, Size
 from toolchain.runtime.server.api import ModelMetadata, TensorSpec
 from toolchain.runtime.server.datatypes import NAMES
 from toolchain.runtime.server.traffic import Traffic, version_key
@@ -48,28 +48,8 @@ def config(traffic: Traffic, version: ModelVersion) -> dict[str, Any]:
         "backend": engine.backend,
         "version_policy": {"latest": {"num_versions": len(traffic.versions)}},
         "max_batch_size": most,
-        "input": [
-            {
-                "name": s.name,
-                "data_type": config_type(s.dtype),
-                "format": "FORMAT_NONE",
-                "dims": list(_open_shape(s.shape))[batched:],
-                "is_shape_tensor": False,
-                "allow_ragged_batch": False,
-                "optional": False,
-            }
-            for s in contract.inputs
-        ],
-        "output": [
-            {
-                "name": s.name,
-                "data_type": config_type(s.dtype),
-                "dims": list(_open_shape(s.shape))[batched:],
-                "label_filename": "",
-                "is_shape_tensor": False,
-            }
-            for s in contract.outputs
-        ],
+        "input": [_input_config(spec, batched=batched) for spec in contract.inputs],
+        "output": [_output_config(spec, batched=batched) for spec in contract.outputs],
         "instance_group": [
             {
                 "name": f"{version.name}_0",
@@ -85,20 +65,48 @@ def config(traffic: Traffic, version: ModelVersion) -> dict[str, Any]:
         },
     }
     if batched and version.max_batch > 1:
-        result["dynamic_batching"] = {
-            "preferred_batch_size": [version.max_batch],
-            "max_queue_delay_microseconds": settings.queue_delay_us,
-            "preserve_ordering": False,
-            "priority_levels": settings.priorities if settings.priorities > 1 else 0,
-            "default_priority_level": version.batcher.queueing.default_level if settings.priorities > 1 else 0,
-            "default_queue_policy": {
-                "timeout_action": "REJECT",
-                "default_timeout_microseconds": int(settings.timeout_ms * 1000),
-                "allow_timeout_override": True,
-                "max_queue_size": settings.queue_size,
-            },
-        }
+        result["dynamic_batching"] = _batching_config(version)
     return result
+
+
+def _input_config(spec: InputSpec, *, batched: bool) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "data_type": config_type(spec.dtype),
+        "format": "FORMAT_NONE",
+        "dims": list(_open_shape(spec.shape))[batched:],
+        "is_shape_tensor": False,
+        "allow_ragged_batch": False,
+        "optional": False,
+    }
+
+
+def _output_config(spec: OutputSpec, *, batched: bool) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "data_type": config_type(spec.dtype),
+        "dims": list(_open_shape(spec.shape))[batched:],
+        "label_filename": "",
+        "is_shape_tensor": False,
+    }
+
+
+def _batching_config(version: ModelVersion) -> dict[str, Any]:
+    settings = version.settings
+    leveled = settings.priorities > 1
+    return {
+        "preferred_batch_size": [version.max_batch],
+        "max_queue_delay_microseconds": settings.queue_delay_us,
+        "preserve_ordering": False,
+        "priority_levels": settings.priorities if leveled else 0,
+        "default_priority_level": version.batcher.queueing.default_level if leveled else 0,
+        "default_queue_policy": {
+            "timeout_action": "REJECT",
+            "default_timeout_microseconds": int(settings.timeout_ms * 1000),
+            "allow_timeout_override": True,
+            "max_queue_size": settings.queue_size,
+        },
+    }
 
 
 def datatype(dtype: str) -> str:
