@@ -70,6 +70,7 @@ class Options(ctypes.Structure):
     _fields_ = (
         ("size", ctypes.c_uint32), ("abi", ctypes.c_uint32), ("target", ctypes.c_char_p), ("threads", ctypes.c_int32),
         ("flags", ctypes.c_uint32), ("error", ctypes.c_void_p), ("error_bytes", ctypes.c_size_t),
+        ("selftest", ctypes.c_void_p), ("selftest_bytes", ctypes.c_size_t),
     )  # fmt: skip
 
 

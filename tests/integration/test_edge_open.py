@@ -65,6 +65,9 @@ def test_the_interface_is_versioned_and_checked_when_a_bundle_is_opened(runtime:
     assert error.status == edge_samples.USAGE
     assert "made for interface 2 of the runtime, this is 1" in error.text
     assert refusal(runtime, release, size=8).status == edge_samples.USAGE
+    # A caller of the first version does not know the members that came later.
+    first = edge_samples.Options.selftest.offset
+    runtime.open(release, size=first, selftest=1, selftest_bytes=1).close()
 
 
 def test_of_several_bundles_the_one_is_opened_that_python_opens(

@@ -128,14 +128,16 @@ def test_a_static_executable_holds_its_model(engines: Mapping[str, Path], tmp_pa
     command = ["cc", "-std=c11", "-D_GNU_SOURCE", "-O1", "-c", "-DBATCH=0", "-I", str(edge_samples.EDGE / "include")]
     subprocess.run([*command, str(edge_samples.SOURCES), "-o", str(tmp_path / "model.o")], check=True)
     manifest = bundle_spec(engines["any"]).manifest
+    recorded = selftest_file(tmp_path / "selftest.npz").read_bytes()
     files = build_runner(
-        platform.machine(), "glibc", "cc", tmp_path, StaticModel((tmp_path / "model.o",), manifest.to_bytes())
+        platform.machine(), "glibc", "cc", tmp_path, StaticModel((tmp_path / "model.o",), manifest.to_bytes(), recorded)
     )
     assert files.library is None
     np.save(tmp_path / "x.npy", image(3))
     scores = json.loads(program(files, "run", "--input", f"image={tmp_path}/x.npy").stdout)["scores"]
     np.testing.assert_allclose(np.reshape(scores["values"], (3, 3)), expected_scores(image(3)), rtol=1e-5, atol=1e-6)
     assert json.loads(program(files, "info").stdout)["target"] == "any"
+    assert json.loads(program(files, "self-test").stdout)["passed"] is True
 
 
 def test_the_runtime_is_small_and_the_same_in_every_build(built: RunnerFiles, tmp_path: Path) -> None:

@@ -63,10 +63,17 @@ class RunnerFiles:
 
 @dataclass(frozen=True, slots=True)
 class StaticModel:
-    """A model to link into the program: object files and archives, and its ``bundle.json``."""
+    """A model to link into the program.
+
+    Attributes:
+        objects: object files and archives.
+        bundle_json: the content of its bundle's ``bundle.json``.
+        selftest: the content of its bundle's ``selftest.npz``; empty: the program has no self-test.
+    """
 
     objects: tuple[Path, ...]
     bundle_json: bytes
+    selftest: bytes = b""
 
 
 def compiler_command(arch: str, libc: str, compiler: str) -> list[str]:
@@ -152,14 +159,15 @@ def _compile_all(command: list[str], sources: list[str], defines: list[str], fol
 
 
 def _model_objects(command: list[str], model: StaticModel, folder: Path) -> list[str]:
-    data = ",".join(str(byte) for byte in model.bundle_json)
-    (folder / "bundle_json.c").write_text(
-        "#include <stddef.h>\n"
-        f"const char toolchain_bundle_json[] = {{{data or 0}}};\n"
-        f"const size_t toolchain_bundle_json_bytes = {len(model.bundle_json)};\n"
-    )
-    _call([*command, "-Os", "-w", "-c", "bundle_json.c", "-o", "bundle_json.o"], folder)
-    names = ["bundle_json.o"]
+    lines = ["#include <stddef.h>"]
+    for name, content in (("bundle_json", model.bundle_json), ("selftest", model.selftest)):
+        # Signed, as char is on some architectures; an array must have an element.
+        numbers = ",".join(str(byte - 256 if byte > 127 else byte) for byte in content) or "0"
+        lines.append(f"_Alignas(64) const signed char toolchain_{name}[] = {{{numbers}}};")
+        lines.append(f"const size_t toolchain_{name}_bytes = {len(content)};")
+    (folder / "content.c").write_text("\n".join(lines) + "\n")
+    _call([*command, "-Os", "-w", "-c", "content.c", "-o", "content.o"], folder)
+    names = ["content.o"]
     for index, path in enumerate(model.objects):
         name = f"model-{index}{path.suffix}"
         shutil.copyfile(path, folder / name)

@@ -54,9 +54,12 @@ typedef struct tc_options {
   uint32_t flags;     /* TC_FLAG_... */
   char *error;        /* receives why opening failed, may be NULL */
   size_t error_bytes; /* size of the memory at error */
+  /* For tc_open_linked: the content of the bundle's selftest.npz; must live as long as the bundle. */
+  const void *selftest;
+  size_t selftest_bytes;
 } tc_options;
 
-#define TC_OPTIONS {sizeof(tc_options), TC_RUNTIME_ABI, NULL, 0, 0, NULL, 0}
+#define TC_OPTIONS {sizeof(tc_options), TC_RUNTIME_ABI, NULL, 0, 0, NULL, 0, NULL, 0}
 
 typedef struct tc_bundle tc_bundle;
 

@@ -150,15 +150,18 @@ static int32_t open_model(tc_bundle *bundle, const tc_model *model, const char *
   return prepare(bundle, model, problem);
 }
 
+/* Size of the struct in its first version. */
+#define FIRST_OPTIONS offsetof(tc_options, selftest)
+
 /* What a caller of an older or newer version of the struct asks for. */
 static int32_t take_options(const tc_options *given, tc_options *options, tcr_problem *problem) {
   const tc_options defaults = TC_OPTIONS;
   *options = defaults;
   if (given == NULL) return TC_OK;
-  if (given->size < sizeof *options)
+  if (given->size < FIRST_OPTIONS)
     return tcr_fail(problem, TC_USAGE, "options.size", "start from TC_OPTIONS", "got %u, at least %zu is needed",
-                    given->size, sizeof *options);
-  *options = *given;
+                    given->size, FIRST_OPTIONS);
+  memcpy(options, given, given->size < sizeof *options ? given->size : sizeof *options);
   if (given->abi != TC_RUNTIME_ABI)
     return tcr_fail(problem, TC_USAGE, "options.abi", "compile the program against this runtime's header",
                     "the program was made for interface %u of the runtime, this is %u", given->abi, TC_RUNTIME_ABI);
@@ -185,6 +188,8 @@ static int32_t open_any(const char *path, const tc_model *model, const char *jso
   if (status == TC_OK) {
     bundle->flags = options.flags;
     bundle->threads = options.threads;
+    bundle->selftest = options.selftest;
+    bundle->selftest_bytes = options.selftest_bytes;
     status = path != NULL ? open_path(bundle, path, options.target, &problem)
                           : open_model(bundle, model, json, bytes, &problem);
   }
@@ -193,7 +198,7 @@ static int32_t open_any(const char *path, const tc_model *model, const char *jso
     return TC_OK;
   }
   if (bundle != NULL) free_bundle(bundle);
-  if (given != NULL && given->size >= sizeof *given && given->error != NULL && given->error_bytes > 0)
+  if (given != NULL && given->size >= FIRST_OPTIONS && given->error != NULL && given->error_bytes > 0)
     snprintf(given->error, given->error_bytes, "%s", problem.text);
   return status;
 }

@@ -230,6 +230,8 @@ struct tc_bundle {
   tcr_contract own_contract; /* of a linked engine without bundle.json */
   const char *form;
   bool in_layout;
+  const void *selftest; /* the caller's, of a linked engine */
+  size_t selftest_bytes;
   uint32_t flags;
   int32_t threads;
   tcr_engine *engines; /* one for each variant */

@@ -11,6 +11,8 @@
 /* The model and its bundle.json are in this executable. */
 extern const char toolchain_bundle_json[];
 extern const size_t toolchain_bundle_json_bytes;
+extern const char toolchain_selftest[];
+extern const size_t toolchain_selftest_bytes;
 #define BUNDLE ""
 #else
 #define BUNDLE " BUNDLE"
@@ -99,6 +101,8 @@ static int32_t open_bundle(const cli_options *command, uint32_t flags, tc_bundle
   options.error = error;
   options.error_bytes = bytes;
 #ifdef TC_STATIC_MODEL
+  options.selftest = toolchain_selftest_bytes ? toolchain_selftest : NULL;
+  options.selftest_bytes = toolchain_selftest_bytes;
   return tc_open_linked(toolchain_model(), toolchain_bundle_json, toolchain_bundle_json_bytes, &options, bundle);
 #else
   return tc_open(command->bundle, &options, bundle);

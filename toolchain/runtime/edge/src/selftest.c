@@ -9,7 +9,9 @@
 #define SELFTEST "selftest.npz"
 
 typedef struct record {
-  tcr_bytes file;
+  const unsigned char *data;
+  size_t bytes;
+  tcr_bytes file; /* where data is the bundle's own, read for this */
   tc_value *inputs, *outputs;
   tcr_array *recorded;
 } record;
@@ -18,7 +20,7 @@ static int32_t find(const record *test, const char *prefix, const char *name, tc
   char key[1100];
   if (snprintf(key, sizeof key, "%s%s", prefix, name) >= (int)sizeof key)
     return tcr_damaged(problem, SELFTEST, "a name is too long");
-  int32_t status = tcr_find_npz(test->file.data, test->file.size, SELFTEST, key, array, problem);
+  int32_t status = tcr_find_npz(test->data, test->bytes, SELFTEST, key, array, problem);
   if (status == TC_BAD_INPUT) return problem->status = TC_DAMAGED_BUNDLE;
   if (status == TC_OK && array->data == NULL) return tcr_damaged(problem, SELFTEST, "does not hold %s", key);
   return status;
@@ -27,9 +29,14 @@ static int32_t find(const record *test, const char *prefix, const char *name, tc
 static int32_t read_record(tc_bundle *bundle, record *test, tcr_problem *problem) {
   const tcr_contract *contract = bundle->contract;
   const tcr_file *file = bundle->in_layout ? tcr_find_file(&bundle->layout, SELFTEST) : NULL;
-  if (file == NULL) return tcr_fail(problem, TC_USAGE, SELFTEST, "", "the bundle has no self-test");
+  if (file == NULL && bundle->selftest == NULL)
+    return tcr_fail(problem, TC_USAGE, SELFTEST, "", "the bundle has no self-test");
   if (!bundle->manifest.has_tolerance) return tcr_damaged(problem, SELFTEST, "no tolerance is given for the self-test");
-  int32_t status = tcr_read_blob(bundle->layout.path, file->digest, file->size, file->size, &test->file, problem);
+  int32_t status = TC_OK;
+  if (file != NULL)
+    status = tcr_read_blob(bundle->layout.path, file->digest, file->size, file->size, &test->file, problem);
+  test->data = file != NULL ? test->file.data : bundle->selftest;
+  test->bytes = file != NULL ? test->file.size : bundle->selftest_bytes;
   if (status != TC_OK) return status;
   test->inputs = calloc(contract->num_inputs, sizeof *test->inputs);
   test->outputs = calloc(contract->num_outputs, sizeof *test->outputs);
@@ -45,7 +52,7 @@ static int32_t read_record(tc_bundle *bundle, record *test, tcr_problem *problem
   for (uint32_t i = 0; i < contract->num_outputs && status == TC_OK; i++)
     status = find(test, "output:", contract->outputs[i].name, &test->recorded[i], problem);
   uint32_t count = 0;
-  if (status == TC_OK) status = tcr_count_npz(test->file.data, test->file.size, SELFTEST, "output:", &count, problem);
+  if (status == TC_OK) status = tcr_count_npz(test->data, test->bytes, SELFTEST, "output:", &count, problem);
   if (status == TC_OK && count != contract->num_outputs)
     status = tcr_damaged(problem, SELFTEST, "holds %u outputs, the model has %u", count, contract->num_outputs);
   return status;
@@ -105,7 +112,7 @@ static void compare(const tc_bundle *bundle, const char *name, const tc_value *g
 
 int32_t tcr_self_test(tc_bundle *bundle, tc_output_check *checks, uint32_t num_checks, tcr_problem *problem) {
   const tcr_contract *contract = bundle->contract;
-  record test = {{NULL, 0}, NULL, NULL, NULL};
+  record test = {NULL, 0, {NULL, 0}, NULL, NULL, NULL};
   char lines[TCR_TEXT - 128] = "";
   tcr_text text = {lines, sizeof lines, 0};
   if (checks != NULL && num_checks != contract->num_outputs)
