@@ -59,10 +59,23 @@ static int32_t open_it(int32_t threads, tc_instance **instance) {
   return TC_MODEL_NO_MEMORY;
 }
 
+/* Arrays may lie anywhere: not every processor reads floats at odd addresses. */
+static float get(const void *from, int64_t index) {
+  float value;
+  memcpy(&value, (const char *)from + index * 4, 4);
+  return value;
+}
+
+static void put(void *to, int64_t index, float value) { memcpy((char *)to + index * 4, &value, 4); }
+
+static float product(const void *x, int64_t row, int j) {
+  float sum = 0;
+  for (int k = 0; k < 4; k++) sum += get(x, row * 4 + k) * weight(k, j);
+  return sum;
+}
+
 static int32_t run(tc_instance *instance, const int64_t *sizes, const void *const *in, void *const *out) {
   int64_t batch = any_batch < 0 ? sizes[0] : BATCH;
-  const float *x = in[0];
-  float *y = out[0];
   instance->arena[0] = 1;
   nanosleep(&(struct timespec){SLOW_MS / 1000, SLOW_MS % 1000 * 1000000L}, NULL);
 #ifdef FAILS
@@ -70,23 +83,19 @@ static int32_t run(tc_instance *instance, const int64_t *sizes, const void *cons
 #endif
 #ifdef SEQUENCE
   int64_t sequence = SEQUENCE ? SEQUENCE : sizes[BATCH ? 0 : 1];
-  const float *mask = in[1];
-  float *pooled = out[1];
-  memset(pooled, 0, (size_t)batch * 4 * sizeof *pooled);
-  for (int64_t r = 0; r < batch * sequence; r++)
-    for (int k = 0; k < 4; k++) pooled[r / sequence * 4 + k] += x[r * 4 + k] * mask[r];
-  batch *= sequence;
-#endif
-  for (int64_t r = 0; r < batch; r++)
-    for (int j = 0; j < 3; j++) {
-      float sum = 0;
-      for (int k = 0; k < 4; k++) sum += x[r * 4 + k] * weight(k, j);
-#ifdef SEQUENCE
-      y[r * 3 + j] = sum;
+  for (int64_t i = 0; i < batch * 4; i++) {
+    float sum = 0;
+    for (int64_t s = 0; s < sequence; s++)
+      sum += get(in[0], (i / 4 * sequence + s) * 4 + i % 4) * get(in[1], i / 4 * sequence + s);
+    put(out[1], i, sum);
+  }
+  for (int64_t i = 0; i < batch * sequence * 3; i++) put(out[0], i, product(in[0], i / 3, (int)(i % 3)));
 #else
-      y[r * 3 + j] = sum > 0 ? sum : 0;
+  for (int64_t i = 0; i < batch * 3; i++) {
+    float sum = product(in[0], i / 3, (int)(i % 3));
+    put(out[0], i, sum > 0 ? sum : 0);
+  }
 #endif
-    }
   return TC_MODEL_OK;
 }
 

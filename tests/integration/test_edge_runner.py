@@ -242,3 +242,22 @@ def test_a_short_run_of_the_fuzzer_finds_nothing(tmp_path: Path, monkeypatch: py
     # It gets far into the code: with the corpus alone it reaches more than this.
     assert report["executions"] > report["seeds"]
     assert report["covered"] > 1000
+
+
+@pytest.mark.slow
+def test_a_static_executable_runs_on_an_emulated_32_bit_device(tmp_path: Path) -> None:
+    machine = EmulatedMachine("cortex-a7", "arm")
+    command = [*compiler_command("armv7l", "musl", "zig"), "-std=c11", "-D_GNU_SOURCE", "-O1", "-DBATCH=2"]
+    command += [f"-I{edge_samples.EDGE / 'include'}", "-c", str(edge_samples.SOURCES), "-o", str(tmp_path / "model.o")]
+    subprocess.run(command, check=True)
+    engine = edge_samples.aot_engine(tmp_path / "engine", MATRIX_CONTRACT, {"model.so": {"batch": 2}})
+    (engine / "model.so").write_bytes(b"in the executable")
+    manifest = bundle_spec(engine, "board", requirements(("neon",), "armv7l")).manifest
+    recorded = selftest_file(tmp_path / "selftest.npz").read_bytes()
+    model = StaticModel((tmp_path / "model.o",), manifest.to_bytes(), recorded)
+    files = build_runner("armv7l", "musl", "zig", tmp_path / "out", model)
+    try:
+        done = machine.run([files.program, "self-test"])
+    except EmulatorError as error:
+        pytest.skip(str(error))
+    assert (done.returncode, json.loads(done.stdout)["passed"]) == (0, True), done.stderr
