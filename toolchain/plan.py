@@ -12,6 +12,7 @@ from toolchain.host import Host
 from toolchain.keys import installed_version
 from toolchain.llvm_cpus import compiled_features
 from toolchain.plan_shared import Maker, add_shared_stages, input_specs
+from toolchain.programs import emulator_program
 from toolchain.quantize.scheme import AccuracyLimits, Scheme
 from toolchain.recipe import Recipe
 from toolchain.runner import Node
@@ -201,7 +202,7 @@ def _engine(maker: Maker, profile: TargetProfile, precision: str, backend: str, 
             target=profile.name,
             extra={"host": maker.host.cpu_model} if native else {},
         )
-        if not native:
+        if not native and profile.kind != "cpu":
             return Entry(precision, backend, name, unverified=_why_not_here(profile, maker.host))
     else:
         device = "cuda" if provider == "CUDAExecutionProvider" else "cpu"
@@ -214,7 +215,9 @@ def _engine(maker: Maker, profile: TargetProfile, precision: str, backend: str, 
         evidence="native" if native else "proxy",
         provider=provider if native else "CPUExecutionProvider",
     )
-    inputs = {"engine": f"{name}:engine", "evaluation": "evaluation:dataset", "reference": "reference:reference"}
+    # Code that can't run here is judged by its twin: the same rules, compiled for this machine.
+    judged = "twin" if backend == "tvm" and not native else "engine"
+    inputs = {"engine": f"{name}:{judged}", "evaluation": "evaluation:dataset", "reference": "reference:reference"}
     own = ".py:" in options_.metric
     stage = dataclasses.replace(verify.STAGE, user_code=True) if own else verify.STAGE
     # Kernels are chosen by the processor, and so may the last bits of the outputs be.
@@ -242,7 +245,14 @@ def _tvm_options(maker: Maker, profile: TargetProfile, precision: str, native: b
         records=records_to_json(records),
         records_file=maker.path(maker.recipe.records_file) if records else "",
         form=profile.runtime.form,
+        **({} if native or profile.kind != "cpu" else _emulator(profile)),
     )
+
+
+def _emulator(profile: TargetProfile) -> dict[str, str]:
+    """What runs the target's code here, if its profile says which processor to be and QEMU is on PATH."""
+    program = emulator_program(profile.arch) if profile.execute.qemu_cpu else ""
+    return {"emulator": program, "emulator_cpu": profile.execute.qemu_cpu if program else ""}
 
 
 def _proxy(host: Host) -> str:

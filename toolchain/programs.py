@@ -41,3 +41,12 @@ def _ask(path: str, size: int, mtime_ns: int) -> str:
     # nvcc gives its name and the copyright first.
     told = next((line.strip() for line in lines if re.search(r"\d\.\d", line)), "")
     return told or f"unknown ({size} bytes, modified {mtime_ns})"
+
+
+_EMULATORS = {"aarch64": "qemu-aarch64", "armv7l": "qemu-arm", "riscv64": "qemu-riscv64", "x86_64": "qemu-x86_64"}
+
+
+def emulator_program(arch: str) -> str:
+    """Name of the program on PATH that runs code for ``arch`` (QEMU, the static one first); "" if there is none."""
+    name = _EMULATORS.get(arch)
+    return next((each for each in (f"{name}-static", name or "") if name and shutil.which(each)), "")

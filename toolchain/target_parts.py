@@ -128,3 +128,8 @@ class Execute(Section):
         "native",
         description="'native' (measured where the machine satisfies the profile), 'emulated', 'remote', 'none'",
     )
+    qemu_cpu: str = Field(
+        "",
+        description="the processor that QEMU's user-mode emulation is told to be where it checks code for the target, "
+        "e.g. 'cortex-a76'",
+    )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import onnx
 
     from toolchain.specs import Signature
+    from toolchain.tvm.aot.library import AheadOfTime
     from toolchain.tvm.compare import Comparison, Reference
     from toolchain.tvm.forms import Form, Interface
     from toolchain.tvm.link import Linker
@@ -40,6 +41,8 @@ class Options:
             for the plainest of this architecture.
         records: tuned choices, as :func:`toolchain.tvm.records.to_json` gives them; the rules choose the rest.
         records_file: where they come from, relative to the repository's root, for the report.
+        emulator: program that runs code for the target here, e.g. ``"qemu-aarch64-static"``; "" for none.
+        emulator_cpu: the processor that it is told to be.
         form: of the engine, see :func:`toolchain.tvm.forms.build_library`.
     """
 
@@ -57,6 +60,8 @@ class Options:
     records: Mapping[str, str] = field(default_factory=dict)
     records_file: str = ""
     form: str = "auto"
+    emulator: str = ""
+    emulator_cpu: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,9 @@ class _Job:
 def run(ctx: StageContext) -> StageResult:
     """Input ``onnx``; output ``engine``: engine.json, contract.json and one library per size variant.
 
+    Where this machine can't run CPU code for the target there is an output ``twin`` too: the same engine by the same
+    rules for this machine, for what needs a whole data set run.
+
     Raises:
         ToolchainError: MISSING_TOOL, COMPILE or BAD_TARGET: nothing wrong with the model.
     """
@@ -112,7 +120,7 @@ def run(ctx: StageContext) -> StageResult:
         if options.kind != "cpu":
             refuse_quantized(model)
         folder = ctx.out / "parts"
-        folder.mkdir()
+        (folder / "twin").mkdir(parents=True)
         reference = Reference(source / "model.onnx")
         interface = _interface(signature, contract)
         job = _Job(options, signature, reference, linker, machine, folder, ctx.dump_ir, interface)
@@ -191,7 +199,7 @@ def _compile_variants(job: _Job, variants: list[_Variant]) -> dict[str, Any]:
         "linker": job.options.linker,
         "operators": dict(operator_counts(variants[-1].model)),
         "float_products": float_products(variants[-1].model),
-        "checked": f"no: {skipped}" if skipped else _how_checked(job.options),
+        "checked": f"no: {skipped}" if skipped else _checked(job),
         "max_abs_error": None if skipped else rounded(max(c.max_abs_error for c in checks)),
     }
 
@@ -219,6 +227,14 @@ def _how_checked(options: Options) -> str:
     if options.native and options.kind == "cpu":
         return "native"
     return "proxy on build host cpu" if options.kind == "cuda" else "proxy on build host"
+
+
+def _checked(job: _Job) -> str:
+    """How the engine was compared with ONNX Runtime, for the report."""
+    options = job.options
+    if options.emulator and _form(job) == "aot" and _how_checked(options) == "proxy on build host":
+        return f"emulated by {options.emulator}" + (f" as {options.emulator_cpu}" if options.emulator_cpu else "")
+    return _how_checked(options)
 
 
 def _file_name(variant: _Variant, single: bool) -> str:
@@ -249,16 +265,17 @@ def _compile_one(job: _Job, variant: _Variant, notes: Notes, *, single: bool) ->
     if _how_checked(job.options) == "native":
         result = _compare(job, library, sizes)
     else:
-        result = _check_by_proxy(job, module, sizes)
+        result = _check_by_proxy(job, module, sizes, job.folder / "twin" / library.name)
+        if not result.problem and built.engine is not None and job.options.emulator:
+            result = _check_emulated(job, built.engine, sizes[:1])
     if result.problem:
         raise (Mismatch if result.ran else Refusal)(f"TVM computes something else than ONNX Runtime: {result.problem}")
     return result
 
 
-def _check_by_proxy(job: _Job, module: Any, sizes: list[dict[str, int]]) -> Comparison:
-    """The same import and the same generic schedules, compiled for this machine, against ONNX Runtime."""
+def _check_by_proxy(job: _Job, module: Any, sizes: list[dict[str, int]], library: Path) -> Comparison:
+    """The same import and the same rules, compiled for this machine as ``library``, against ONNX Runtime."""
     import platform
-    import tempfile
 
     from toolchain.tvm.choices import Choices
     from toolchain.tvm.forms import build_library
@@ -274,10 +291,19 @@ def _check_by_proxy(job: _Job, module: Any, sizes: list[dict[str, int]]) -> Comp
     records = Choices(job.machine.choices.records)
     machine = Machine(target, "cpu", arch, bits, job.options.registers, job.options.l1d_kib, choices=records)
     linker = Linker("cc" if shutil.which("cc") else "zig", arch, "")
-    with tempfile.TemporaryDirectory(prefix="toolchain-proxy-") as temporary:
-        library = Path(temporary) / "proxy.so"
-        build_library(module, machine, Notes(), linker, library, job.interface, _form(job))
-        return _compare(job, library, sizes)
+    build_library(module, machine, Notes(), linker, library, job.interface, _form(job))
+    return _compare(job, library, sizes)
+
+
+def _check_emulated(job: _Job, engine: AheadOfTime, sizes: list[dict[str, int]]) -> Comparison:
+    """The engine itself, on an emulated processor, against ONNX Runtime on this one."""
+    from toolchain.tvm.compare import compare_all, tolerance_of
+    from toolchain.tvm.emulated import EmulatedLibrary
+
+    options = job.options
+    cpu = ("-cpu", options.emulator_cpu) if options.emulator_cpu else ()
+    library = EmulatedLibrary(engine, job.linker, (options.emulator, *cpu))
+    return compare_all(library, job.reference, job.signature, sizes, tolerance_of(options.precision))
 
 
 def _form(job: _Job) -> str:
@@ -292,25 +318,30 @@ def _compare(job: _Job, library: Path, sizes: list[dict[str, int]]) -> Compariso
 
 
 def _write_engine(ctx: StageContext, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Moves the libraries into the output and describes them; returns the facts with their size."""
+    """Moves the libraries into the outputs and describes them; returns the facts with their size."""
     options: Options = ctx.options
-    output = ctx.output("engine")
-    size = 0
-    for variant in facts["variants"]:
-        size += (folder / variant["file"]).stat().st_size
-        shutil.move(folder / variant["file"], output / variant["file"])
+    size = sum((folder / variant["file"]).stat().st_size for variant in facts["variants"])
+    _move_engine(ctx, "engine", folder, facts)
+    if any((folder / "twin").iterdir()) and options.kind == "cpu":
+        _move_engine(ctx, "twin", folder / "twin", facts)
     shutil.rmtree(folder)
+    return {**facts, "bytes": size}
+
+
+def _move_engine(ctx: StageContext, name: str, folder: Path, facts: dict[str, Any]) -> None:
+    output = ctx.output(name)
+    for variant in facts["variants"]:
+        shutil.move(folder / variant["file"], output / variant["file"])
     shutil.copyfile(ctx.inputs["onnx"] / "contract.json", output / "contract.json")
     engine = {
         "schema": 1,
         "backend": "tvm",
-        "precision": options.precision,
-        "device": options.kind,
+        "precision": ctx.options.precision,
+        "device": ctx.options.kind,
         "form": facts["form"],
         "variants": facts["variants"],
     }
     (output / "engine.json").write_text(json.dumps(engine, sort_keys=True, indent=1) + "\n")
-    return {**facts, "bytes": size}
 
 
 def programs(options: Options) -> tuple[str, ...]:
@@ -320,6 +351,7 @@ def programs(options: Options) -> tuple[str, ...]:
     names = Linker(options.linker, options.arch, options.libc_min).programs
     if _how_checked(options) != "native":
         names += Linker("cc", options.arch, "").programs  # links the library that stands in for it
+    names += (options.emulator,) if options.emulator else ()
     return tuple(dict.fromkeys(names + (("nvcc",) if options.kind == "cuda" else ())))
 
 

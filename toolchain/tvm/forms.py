@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolchain.tvm.aot.library import compile_ahead, link_ahead
+from toolchain.tvm.aot.library import AheadOfTime, compile_ahead, link_ahead
 from toolchain.tvm.aot.sizes import PlanError
 from toolchain.tvm.library import Refusal
 from toolchain.tvm.link import link_executable
@@ -42,12 +42,14 @@ class Form:
         because: why it is the virtual machine's, when a plan was wanted.
         arena_bytes: of a plan at static sizes; None otherwise.
         weight_bytes: of a plan's constants.
+        engine: what a plan's library was linked from.
     """
 
     name: str
     because: str = ""
     arena_bytes: int | None = None
     weight_bytes: int | None = None
+    engine: AheadOfTime | None = None
 
 
 def build_library(
@@ -88,7 +90,7 @@ def build_library(
             if dump is not None:
                 (dump / f"{prepared.number + 2:02d}-plan.c").write_text(engine.plan)
             link_ahead(engine, linker, output)
-            return Form("aot", "", engine.arena_bytes, engine.weight_bytes)
+            return Form("aot", "", engine.arena_bytes, engine.weight_bytes, engine)
     if form == "aot":
         raise Refusal(because or f"engines ahead of time are for CPUs, not for {machine.kind}")
     link_executable(compile_prepared(prepared, machine, notes, dump), linker, output)

@@ -112,6 +112,17 @@ class Linker:
             libraries = self._stubs([*self._driver(), "-nostdlib", "-Wl,-soname"], "empty.c", folder, threads=threads)
         self._call([*self._driver(), *flags, "-o", "model.so", *objects, *libraries], folder)
 
+    def link_static(self, objects: list[str], folder: Path, output: str) -> None:
+        """Links ``objects`` to the static executable ``folder / output``, with musl as the C library.
+
+        Raises:
+            ToolchainError: MISSING_TOOL without the ziglang package; COMPILE with the linker's message.
+        """
+        if importlib.util.find_spec("ziglang") is None:
+            raise _missing("a static executable needs the Python package ziglang", "pip install 'ziglang>=0.13,<0.17'")
+        driver = [sys.executable, "-m", "ziglang", "cc", "-target", _ZIG_TRIPLE[self.arch].replace("gnu", "musl")]
+        self._call([*driver, "-static", "-s", "-Wl,--gc-sections", "-o", output, *objects, "-lm"], folder)
+
     def _stubs(self, linker: list[str], source: str, folder: Path, *, threads: bool) -> list[str]:
         """Empty libraries that stand for libm and libc, so that the output names them, without versions."""
         libraries = {"libm": "libm.so.6", "libc": "libc.so.6"}
