@@ -95,6 +95,11 @@ def dense(g: Graph) -> Built:
     return Built(x, {"x": ["n", 67]}, ["dense"], [{"n": 1}, {"n": 3}, {"n": 17}])
 
 
+def projection(g: Graph) -> Built:
+    x = g.add("Add", g.add("MatMul", "x", g.weight(33, 50, scale=0.2)), g.weight(50))
+    return Built(x, {"x": ["n", 7, 33]}, ["dense"], [{"n": 1}, {"n": 3}])
+
+
 def batched_product(g: Graph) -> Built:
     x = g.add("MatMul", "x", g.add("Transpose", "x", perm=[0, 1, 3, 2]))
     return Built(g.add("MatMul", x, "x"), {"x": ["n", 2, 13, 22]}, ["product"], [{"n": 1}, {"n": 3}])
@@ -197,8 +202,8 @@ def images_of_any_size(g: Graph) -> Built:
 
 
 FLOAT: tuple[Callable[[Graph], Built], ...] = (
-    separable, first_layer, strided_dilated_grouped, depthwise, winograd, transposed, lines, dense, batched_product,
-    attention, images_of_any_size, layer_norm, group_norm, rms_norm, softmax, pools,
+    separable, first_layer, strided_dilated_grouped, depthwise, winograd, transposed, lines, dense, projection,
+    batched_product, attention, images_of_any_size, layer_norm, group_norm, rms_norm, softmax, pools,
     reductions, elementwise, embedding, moves, resize, lstm, gru,
 )  # fmt: skip
 
@@ -229,8 +234,8 @@ def half_case(build: Callable[[Graph], Built]) -> Case:
         # Weights below the least number of fp16 become it.
         warnings.simplefilter("ignore")
         model = convert_float_to_float16(case.model, keep_io_types=True)
-    # Winograd's transforms lose too much of fp16; products of computed operands and attention are plain loops in it.
-    rules = case.rules & {"convolution", "depthwise", "dense", "rows"}
+    # Winograd's transforms lose too much of fp16; attention is products and a softmax in it.
+    rules = case.rules & {"convolution", "depthwise", "dense", "product", "rows"}
     return Case(onnx.shape_inference.infer_shapes(model), case.feeds, rules, "half")
 
 

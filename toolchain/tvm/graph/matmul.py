@@ -35,7 +35,8 @@ class _Products:
         shape, a, b = shape_of(result), shape_of(value.args[0]), shape_of(value.args[1])
         if shape is None or not a or not b or len(a) < 2 or len(b) < 2:
             return value
-        if any(dtype_of(v) != "float32" for v in (*value.args, result)) or 0 in (*a, *b):
+        stored = {dtype_of(operand) for operand in value.args}
+        if not stored <= {"float32", "float16"} or dtype_of(result) != "float32" or 0 in (*a, *b):
             return value
         *outer, m, n = shape
         lanes = self._machine.lanes("float32")

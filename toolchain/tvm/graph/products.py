@@ -56,13 +56,14 @@ class _Pack:
         if dtype in ("int8", "uint8"):
             made = product_int8(graph, value, self._machine)
             return value if made is None else made
-        if dtype not in ("float32", "float16") or dtype_of(graph.builder.normalize(value)) != dtype:
+        sums = dtype_of(graph.builder.normalize(value))
+        if dtype not in ("float32", "float16") or sums not in (dtype, "float32"):
             return value
-        lanes = self._machine.lanes(dtype)
-        tile = self._machine.choose(dtype, shape, weights.shape).tile
+        lanes = self._machine.lanes(sums)
+        tile = self._machine.choose(sums, shape, weights.shape).tile
         packed = relax.const(pack_matrix(weights, lanes, tile.vectors), dtype)
         return graph.builder.call_te(
-            lambda x, w: dense(x, w, weights.shape[1], tile),
+            lambda x, w: dense(x, w, weights.shape[1], tile, sums),
             value.args[0],
             packed,
             primfunc_name_hint="dense",

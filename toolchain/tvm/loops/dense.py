@@ -26,7 +26,7 @@ def pack_matrix(weights: np.ndarray, lanes: int, vectors: int) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(k, tiles, vectors, lanes).transpose(1, 0, 2, 3))
 
 
-def dense(data: Any, weights: Any, columns: int, tile: Tile) -> Any:
+def dense(data: Any, weights: Any, columns: int, tile: Tile, sums: str) -> Any:
     """The loop nest.
 
     Args:
@@ -34,6 +34,7 @@ def dense(data: Any, weights: Any, columns: int, tile: Tile) -> Any:
         weights: packed.
         columns: n.
         tile: rows and vectors of a tile.
+        sums: dtype of products and sums: that of the operands, or a wider one.
     """
     from tvm import te
 
@@ -45,7 +46,8 @@ def dense(data: Any, weights: Any, columns: int, tile: Tile) -> Any:
     def product(o: Any, outer: Any, inner: Any, lane: Any) -> Any:
         row = outer * tile.rows + inner
         row = row if covered else te.min(row, m - 1)
-        return te.sum(data[row, k] * weights[o // vectors, k, o % vectors, lane], axis=k)
+        weight = weights[o // vectors, k, o % vectors, lane]
+        return te.sum(data[row, k].astype(sums) * weight.astype(sums), axis=k)
 
     marks = {RULE: "dense", ROWS: 1, COLUMNS: tile.rows, VECTORS: vectors}
     # Written so that the analyzer can prove that every row read exists.

@@ -30,7 +30,7 @@ def size_of(tensors: list[tuple[Any, Axes]], name: str) -> Any:
 
 
 def product(a: Any, b: Any, axes: tuple[Axes, Axes], batch: list[str], tile: Tile, lanes: int) -> Any:
-    """The loop nest: (*batch, m, n).
+    """The loop nest: (*batch, m, n), of float32 whatever the operands are stored in.
 
     Args:
         a: left operand, axes named by ``batch``, ``"m"`` and ``"k"`` in any order; numbers where it broadcasts.
@@ -57,7 +57,7 @@ def product(a: Any, b: Any, axes: tuple[Axes, Axes], batch: list[str], tile: Til
         *outer, place, tiles, row, lane = at
         i = tiles * tile.rows + row
         named = dict(zip(batch, outer, strict=True)) | {"m": i if covered else te.min(i, m - 1), "k": step}
-        return te.sum(read(a, axes[0], named) * panel[(*outer, place, step, lane)], axis=step)
+        return te.sum(read(a, axes[0], named).astype("float32") * panel[(*outer, place, step, lane)], axis=step)
 
     marks = {RULE: "product", ROWS: 1, COLUMNS: tile.rows, VECTORS: tile.vectors}
     shape = (*sizes, panels, (m - 1) // tile.rows + 1, tile.rows, width)
@@ -71,7 +71,7 @@ def product(a: Any, b: Any, axes: tuple[Axes, Axes], batch: list[str], tile: Til
 
 
 def _packed(b: Any, axes: Axes, batch: list[str], shape: tuple[Any, ...], columns: Any) -> Any:
-    """Panels of columns, (*batch, panels, k, width), zero beyond the last column."""
+    """Panels of columns, float32 (*batch, panels, k, width), zero beyond the last column."""
     from tvm import te, tirx
 
     width = shape[-1]
@@ -80,9 +80,9 @@ def _packed(b: Any, axes: Axes, batch: list[str], shape: tuple[Any, ...], column
     def packed(*at: Any) -> Any:
         *outer, panel, depth, place = at
         named = dict(zip(batch, outer, strict=True)) | {"k": depth, "n": panel * width + place}
-        element = read(b, axes, named)
+        element = read(b, axes, named).astype("float32")
         if not ragged:
             return element
-        return tirx.if_then_else(named["n"] < columns, element, tirx.const(0.0, b.dtype))
+        return tirx.if_then_else(named["n"] < columns, element, tirx.const(0.0, "float32"))
 
     return te.compute(shape, packed, name="packed_columns", attrs={STAGE: "pack"})
