@@ -1,6 +1,6 @@
 """Builds the fuzzer of the edge runtime with AddressSanitizer and UBSan, and runs it.
 
-python tests/fuzz/edge.py SECONDS [SEED]      # with new inputs of interest written to tests/fuzz/corpus
+python tests/fuzz/edge.py SECONDS [SEED]      # new inputs of interest are kept in build/edge-fuzz
 python tests/fuzz/edge.py --seeds             # writes the first inputs of the corpus anew
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,14 +41,21 @@ def build(folder: Path) -> tuple[Path, Path]:
     return program, compile_model(folder / "model.so", 0)
 
 
-def run(folder: Path, seconds: int, seed: int = 1, save: Path | None = None) -> dict[str, int]:
+def run(folder: Path, seconds: int, seed: int = 1, corpus: Path = CORPUS, save: Path | None = None) -> dict[str, int]:
     """What the fuzzer reports.
+
+    Args:
+        folder: an empty one to build in.
+        seconds: 0: the corpus alone is run.
+        seed: of the changes.
+        corpus: first inputs.
+        save: where inputs that reach new code are written.
 
     Raises:
         RuntimeError: it found something; the text holds the sanitizer's words.
     """
     program, model = build(folder)
-    command = [str(program), str(CORPUS), str(model), str(seconds), str(seed), *([str(save)] if save else [])]
+    command = [str(program), str(corpus), str(model), str(seconds), str(seed), *([str(save)] if save else [])]
     # Failed allocations are wanted, and so are hostile sizes.
     environment = {
         **os.environ,
@@ -117,8 +125,12 @@ def main() -> None:
         write_seeds()
         return
     seconds, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    grown = TESTS.parent / "build" / "edge-fuzz"
+    grown.mkdir(parents=True, exist_ok=True)
+    for path in CORPUS.iterdir():
+        shutil.copy(path, grown)
     with tempfile.TemporaryDirectory(prefix="edge-fuzz-") as name:
-        print(json.dumps(run(Path(name), seconds, seed, CORPUS)))
+        print(json.dumps(run(Path(name), seconds, seed, grown, grown if seconds else None)))
 
 
 if __name__ == "__main__":
