@@ -62,7 +62,7 @@ def own_version() -> str:
     """This package's version and a digest of its sources and data (the command line's aside)."""
     folder = Path(__file__).parent
     state = hashlib.sha256()
-    for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.json")]):
+    for path in sorted(path for kind in ("py", "json", "c", "h") for path in folder.rglob(f"*.{kind}")):
         name = path.relative_to(folder).as_posix()
         if not name.startswith("cli/"):
             state.update(f"{name} {digest_bytes(path.read_bytes())}\n".encode())

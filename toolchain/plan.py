@@ -23,6 +23,7 @@ from toolchain.stages import (
     mixed,
     optimize,
     quantize,
+    runner,
     verify,
 )
 from toolchain.target import TargetProfile
@@ -61,6 +62,7 @@ class TargetPlan:
     stages: tuple[str, ...]
     measure: str = ""
     unmeasured: str = ""
+    runner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,16 @@ def _target(maker: Maker, profile: TargetProfile) -> TargetPlan:
     stages = tuple(node.id for node in maker.nodes[first:] if node.stage.name in ("optimize", "quantize", "mixed"))
     unmeasured = _why_unmeasured(maker, profile)
     measured = "" if unmeasured else _measure(maker, profile, entries, at)
-    return TargetPlan(profile, tuple(entries), stages, measured, unmeasured)
+    return TargetPlan(profile, tuple(entries), stages, measured, unmeasured, _runner(maker, profile, at))
+
+
+def _runner(maker: Maker, profile: TargetProfile, at: str) -> str:
+    """The stage that builds the edge runtime, if the profile wants it in its bundles."""
+    if not profile.runtime.runner or profile.kind != "cpu":
+        return ""
+    abi = profile.runtime.abi
+    options = runner.Options(profile.arch, f"{abi.libc}:{abi.min}" if abi.min else abi.libc, profile.tvm.linker)
+    return maker.add(f"runner{at}", runner.STAGE, options, {}, failure=ExitCode.COMPILE, target=profile.name)
 
 
 def _unsuited(profile: TargetProfile, precision: str, backend: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from toolchain.artifact import canonical_json
 from toolchain.bundle.manifest import BundleManifest, EngineInfo, RuntimeNeed, TargetInfo, Tolerance, parse_engine
+from toolchain.bundle.media import RUNNER_FOLDER
 from toolchain.bundle.pack import BundleSpec, PackedBundle, PackResult, pack_bundle, pack_release
 from toolchain.bundle.read import Release, open_release
 from toolchain.cache import Cache
@@ -92,6 +93,10 @@ def _bundle(
     engine = cache.path(outcomes[entry.compile].outputs["engine"])
     files = {p.relative_to(engine).as_posix(): p for p in sorted(engine.rglob("*")) if p.is_file()}
     files["recipe.toml"] = recipe.path
+    engine_info = parse_engine(json.loads((engine / "engine.json").read_text()), engine / "engine.json")
+    if result.plan.runner and engine_info.form == "aot":
+        built = cache.path(outcomes[result.plan.runner].outputs["runner"])
+        files |= {f"{RUNNER_FOLDER}/{path.name}": path for path in sorted(built.iterdir())}
     selftest = outcomes["selftest"].outputs.get("selftest")
     if selftest is not None:
         files["selftest.npz"] = cache.path(selftest) / "selftest.npz"
@@ -103,7 +108,6 @@ def _bundle(
         (scratch / name).write_bytes(data)
         files[name] = scratch / name
     contract = json.loads((engine / "contract.json").read_text())
-    engine_info = parse_engine(json.loads((engine / "engine.json").read_text()), engine / "engine.json")
     verdict = chosen.verdict or {}
     manifest = BundleManifest(
         name=recipe.name,

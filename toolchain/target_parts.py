@@ -112,6 +112,11 @@ class Runtime(Section):
         description="form of TVM engines: 'aot' (ahead of time: a library that needs no run-time), 'vm' (TVM's virtual "
         "machine), 'auto' (ahead of time wherever the model allows it)",
     )
+    runner: bool = Field(
+        False,
+        description="whether bundles with an engine ahead of time carry the edge runtime: a C library and the program "
+        "'bundle-run', so that a device needs nothing else",
+    )
 
 
 class Limits(Section):

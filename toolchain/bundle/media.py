@@ -17,6 +17,8 @@ ANNOTATION_TITLE = "org.opencontainers.image.title"
 ANNOTATION_VERSION = "org.opencontainers.image.version"
 ANNOTATION_TARGET = "vnd.toolchain.target"
 BUNDLE_JSON = "bundle.json"
+RUNNER_FOLDER = "runtime"
+"""Folder inside a bundle of the edge runtime."""
 
 _MEDIA_TYPES = {
     "contract.json": MEDIA_TYPE_WEIGHT_CONFIG,
@@ -37,4 +39,6 @@ _SUFFIX_MEDIA_TYPES = {
 
 def media_type_of(name: str) -> str:
     """The media type of a bundle's file by its name; engines and whatever is unknown count as weights."""
+    if name.startswith(f"{RUNNER_FOLDER}/"):
+        return MEDIA_TYPE_CODE
     return _MEDIA_TYPES.get(name) or _SUFFIX_MEDIA_TYPES.get(Path(name).suffix) or MEDIA_TYPE_WEIGHT
