@@ -1,7 +1,8 @@
 """The engines that are compared: each is opened on an ONNX folder and gives a function that runs it once.
 
 Inputs are placed in each engine's own tensors before any timing, outputs stay in them: no engine copies to or
-from numpy inside the timed call.  ours: TVM tensors, outputs from the VM's pool; onnxruntime: IO binding, outputs
+from numpy inside the timed call.  ours: aligned memory of numpy's, outputs
+in memory of their own; onnxruntime: IO binding, outputs
 from its arena; PyTorch: tensors under ``inference_mode``; OpenVINO: an infer request with its inputs set.
 """
 
@@ -72,10 +73,22 @@ def open_contender(name: str, task: Task) -> Opened:
 
 
 def _ours(task: Task) -> Opened:
-    from toolchain.tvm.library import load_tvm
-
     if not task.library.is_file():
         raise Unavailable("not built")
+    from toolchain.native_engine import NativeEngine, NativeError
+
+    try:
+        engine = NativeEngine(task.library, task.threads)
+    except NativeError:
+        return _machine(task)
+    order = [task.inputs[tensor.name] for tensor in engine.inputs]
+    return Opened(lambda: engine.run(order), lambda: engine.run(order))
+
+
+def _machine(task: Task) -> Opened:
+    """Our engine in the form for TVM's virtual machine, for models that need it."""
+    from toolchain.tvm.library import load_tvm
+
     tvm: Any = load_tvm()
     machine = tvm.runtime.vm.VirtualMachine(tvm.runtime.load_module(str(task.library)), tvm.cpu())
     main, tensors = machine["main"], [tvm.runtime.tensor(array) for array in task.inputs.values()]

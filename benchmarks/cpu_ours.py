@@ -55,10 +55,10 @@ def build(folder: Path, profile_name: str, output: Path, dump: Path | None = Non
 
     from toolchain.specs import Signature
     from toolchain.target import load_target
-    from toolchain.tvm import pipeline
+    from toolchain.tvm import forms, pipeline
     from toolchain.tvm.importer import import_model
     from toolchain.tvm.library import load_tvm
-    from toolchain.tvm.link import Linker, link_executable
+    from toolchain.tvm.link import Linker
     from toolchain.tvm.sizes import conform_inputs
 
     profile = load_target(profile_name)
@@ -68,20 +68,23 @@ def build(folder: Path, profile_name: str, output: Path, dump: Path | None = Non
     conform_inputs(model, Signature.from_contract(json.loads((folder / "contract.json").read_text())))
     module = import_model(model)
     costs["import"] = clock.lap()
-    finish = _time_phases(pipeline, clock, costs)
+    finish = _time_phases(pipeline, forms, clock, costs)
     notes = pipeline.Notes()
-    executable = pipeline.compile_module(module, machine_of(profile), notes, dump)
+    interface = forms.Interface(
+        [value.name for value in model.graph.input], [value.name for value in model.graph.output], {}
+    )
+    linker = Linker(profile.tvm.linker, profile.arch, profile.runtime.abi.min)
+    form = forms.build_library(module, machine_of(profile), notes, linker, output, interface, "auto", dump)
     finish()
-    link_executable(executable, Linker(profile.tvm.linker, profile.arch, profile.runtime.abi.min), output)
-    costs["link"] = clock.lap()
-    return {"costs": costs, "unscheduled": sorted(set(getattr(notes, "unscheduled", ())))}
+    unscheduled = sorted(set(getattr(notes, "unscheduled", ())))
+    return {"costs": costs, "unscheduled": unscheduled, "form": form.name}
 
 
-def _time_phases(pipeline: Any, clock: _Clock, costs: Costs) -> Callable[[], None]:
+def _time_phases(pipeline: Any, forms: Any, clock: _Clock, costs: Costs) -> Callable[[], None]:
     """Notes how long each phase takes: the time between its own passes being made and the next one's.
 
     Returns:
-        To be called at the end: what is left is the code generation.
+        To be called at the end: what is left is linking.
     """
     current = ["before"]
 
@@ -98,12 +101,18 @@ def _time_phases(pipeline: Any, clock: _Clock, costs: Costs) -> Callable[[], Non
 
         return dataclasses.replace(phase, make=make)
 
-    phases = pipeline.PHASES
-    pipeline.PHASES = tuple(watch(phase, phase is phases[-1]) for phase in phases)
+    phases, link = pipeline.PHASES, forms.link_ahead
+
+    def link_ahead(*arguments: Any) -> None:
+        enter("link")
+        link(*arguments)
+
+    forms.link_ahead = link_ahead
+    pipeline.PHASES = tuple(watch(phase, phase.name == "dataflow") for phase in phases)
 
     def finish() -> None:
-        enter("link")
-        pipeline.PHASES = phases
+        enter("end")
+        pipeline.PHASES, forms.link_ahead = phases, link
         costs.pop("before", None)
 
     return finish
