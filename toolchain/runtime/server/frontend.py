@@ -36,6 +36,7 @@ class FrontendSettings:
         allow_shared_memory: whether clients may name shared memory of this machine.
         authorize: says whether a bearer token is good; None lets everybody in.
         compress: whether answers are compressed for clients that accept it.
+        server_name: what the server calls itself in its metadata; some of Triton's example scripts insist on "triton".
         log_request: called with (method, path, status, nanoseconds) after each HTTP answer.
     """
 
@@ -52,6 +53,7 @@ class FrontendSettings:
     allow_shared_memory: bool = False
     authorize: Callable[[str], bool] | None = None
     compress: bool = True
+    server_name: str = "toolchain"
     log_request: Callable[[str, str, int, int], None] | None = None
 
 

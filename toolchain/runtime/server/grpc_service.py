@@ -16,7 +16,7 @@ from toolchain.runtime.server.frontend import check_admin, check_bearer
 from toolchain.runtime.server.grpc_codec import Codec, parameters_of
 from toolchain.runtime.server.log_settings import TRACE_SETTINGS, LogSettings
 from toolchain.runtime.server.proto import stubs
-from toolchain.runtime.server.routes import EXTENSIONS, SERVER_NAME
+from toolchain.runtime.server.routes import EXTENSIONS
 from toolchain.version import __version__
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ class InferenceService:
         return pb.ModelReadyResponse(ready=self._core.model_ready(request.name, request.version))
 
     def server_metadata(self, request: Any) -> Any:
-        return pb.ServerMetadataResponse(name=SERVER_NAME, version=__version__, extensions=EXTENSIONS)
+        name = self._settings.server_name
+        return pb.ServerMetadataResponse(name=name, version=__version__, extensions=EXTENSIONS)
 
     def model_metadata(self, request: Any) -> Any:
         found = self._core.metadata(request.name, request.version)

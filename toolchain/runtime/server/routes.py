@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from toolchain.runtime.server.http_server import HttpServer
     from toolchain.runtime.server.shared_memory import SharedMemory
 
-SERVER_NAME = "toolchain"
 EXTENSIONS = (
     "classification",
     "model_repository",
@@ -105,7 +104,7 @@ class Router:
         table: dict[str, dict[str, Callable[[Call], Route]]] = {
             "/": {"GET": lambda c: _now(lambda r: pages.status())},
             "/metrics": {"GET": lambda c: _now(lambda r: Reply(200, [core.metrics(), self._server.metrics()], TEXT))},
-            "/v2": {"GET": lambda c: _fixed(json_reply(server_json()))},
+            "/v2": {"GET": lambda c: _fixed(json_reply(server_json(self.settings.server_name)))},
             "/v2/openapi.json": {"GET": lambda c: _now(lambda r: pages.openapi())},
             "/v2/health/live": {"GET": lambda c: _now(lambda r: _health("live", core.live()), open_=True)},
             "/v2/health/ready": {"GET": lambda c: _now(lambda r: _health("ready", core.ready()), open_=True)},
@@ -208,9 +207,9 @@ def metadata_json(metadata: ModelMetadata) -> dict[str, Any]:
     return document
 
 
-def server_json() -> dict[str, Any]:
+def server_json(name: str) -> dict[str, Any]:
     """The answer to ``GET /v2``."""
-    return {"name": SERVER_NAME, "version": __version__, "extensions": EXTENSIONS}
+    return {"name": name, "version": __version__, "extensions": EXTENSIONS}
 
 
 def _shape(path: str) -> tuple[str, Call]:
