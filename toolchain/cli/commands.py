@@ -4,6 +4,7 @@ COMMANDS: dict[str, str] = {
     "build": "Build a recipe into a release of verified bundles.",
     "run": "Run a bundle on .npy, .npz, image or JSON inputs.",
     "serve": "Serve bundles over REST and gRPC (Open Inference Protocol).",
+    "export": "Write a bundle in the form that another server loads (Triton, KServe, ...).",
     "inspect": "Show what a release or bundle holds, promises and measured.",
     "verify": "Check a bundle's digests and outputs, or that a recipe reproduces.",
     "diff": "Compare two releases or bundles.",
