@@ -6,7 +6,7 @@
     DIR/NAME/warmup/INPUT            recorded inputs, raw
     DIR/NAME/labels-0.txt            where labels were given
     DIR/NAME/NUMBER/model.onnx       for Triton's onnxruntime backend, or
-    DIR/NAME/NUMBER/model.py         for its python backend: with toolchain_engine.py and the engine's files
+    DIR/NAME/NUMBER/model.py         for its python backend: with toolchain_engine.py and engine/
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from toolchain.exports.triton_config import ONNXRUNTIME, PYTHON, Plan, Serving, 
 if TYPE_CHECKING:
     import numpy as np
 
+ENGINE_FOLDER = "engine"
 ENGINE_MODULE = "toolchain_engine.py"
 
 
@@ -104,10 +105,10 @@ def _onnx_files(source: Source) -> dict[str, Blob]:
 def _python_files(source: Source) -> dict[str, Blob]:
     template = resources.files("toolchain.exports") / "templates" / "triton_model.py"
     provider = source.manifest.runtime.provider
+    engine = {**source.engine_files(), "engine.json": source.engine_json(), "contract.json": source.contract_json()}
     return {
-        **source.engine_files(),
-        "engine.json": source.engine_json(),
-        "contract.json": source.contract_json(),
+        # Not beside model.py: Python would take a library model.so for it.
+        **{f"{ENGINE_FOLDER}/{name}": blob for name, blob in engine.items()},
         "model.py": text_file(template.read_text(encoding="utf-8")),
         ENGINE_MODULE: text_file(standalone_source(source.engine.form, provider)),
     }

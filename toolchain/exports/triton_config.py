@@ -83,7 +83,7 @@ def largest_batch(contract: Contract) -> int:
     It may know where the first axis of every input and output is the same dimension of independent rows, from 1 to a
     bound, and something is left of each shape without it.
     """
-    shapes = [spec.shape for spec in (*contract.inputs, *contract.outputs)]
+    shapes = [*(spec.shape for spec in contract.inputs), *(spec.shape for spec in contract.outputs)]
     first = shapes[0][0] if shapes[0] else None
     if not isinstance(first, str) or any(len(shape) < 2 or shape[0] != first for shape in shapes):
         return 0

@@ -1,4 +1,4 @@
-"""Triton's Python backend for one model: hands requests to the engine beside this file.
+"""Triton's Python backend for one model: hands requests to the engine in the folder beside this file.
 
 Requests that Triton's batcher put together, and that agree in all other sizes, run as one.
 """
@@ -21,7 +21,7 @@ class TritonPythonModel:
         instances = sum(group["count"] for group in config["instance_group"])
         asked = int(config["parameters"]["threads"]["string_value"])
         threads = asked or max(1, len(os.sched_getaffinity(0)) // instances)
-        self.engine = open_folder(Path(__file__).resolve().parent, threads)
+        self.engine = open_folder(Path(__file__).resolve().parent / "engine", threads)
         contract = self.engine.contract
         self.inputs = [(spec.name, np.dtype(spec.dtype)) for spec in contract.inputs]
         self.outputs = [spec.name for spec in contract.outputs]
