@@ -78,8 +78,9 @@ def _fold(_machine: Machine, _notes: Notes) -> list[Any]:
     from tvm.relax import transform
 
     from toolchain.tvm.graph.constants import fold_constants, fold_remaining
+    from toolchain.tvm.graph.indices import clamp_indices
 
-    return [fold_constants(), fold_remaining(), transform.DeadCodeElimination()]
+    return [fold_constants(), fold_remaining(), clamp_indices(), transform.DeadCodeElimination()]
 
 
 def _simplify(machine: Machine, _notes: Notes) -> list[Any]:
@@ -212,7 +213,7 @@ def _order_shape_stores() -> Any:
 PHASES: tuple[Phase, ...] = (
     Phase(2, "canonicalize", "one binding per value; normalizations as inference; no value twice", _canonicalize),
     Phase(3, "integer", "CPU: products of quantized values in integers, requantized behind them", _integer),
-    Phase(3, "fold", "compute what depends on weights alone; drop what nothing reads", _fold),
+    Phase(3, "fold", "compute what depends on weights alone; drop what nothing reads; indices kept in bounds", _fold),
     Phase(4, "simplify", "bounds as operators; products on rows; reshapes behind element-wise work", _simplify),
     Phase(5, "layout", "CPU: images in blocks of channels; weights packed for their loop nests", _layout),
     Phase(6, "dispatch", "sorting, scanning and sampling to implementations that the target has", _dispatch),

@@ -99,7 +99,7 @@ def _reverse_sequence(node: OpNode) -> Any:
 
     def compute(x: Any, lengths: Any) -> Any:
         def at(*i: Any) -> Any:
-            length = tirx.Cast("int64", lengths[i[batch]])
+            length = tirx.min(tirx.Cast("int64", lengths[i[batch]]), tirx.Cast("int64", x.shape[time]))
             step = tirx.Cast("int64", i[time])
             back = tirx.if_then_else(step < length, length - 1 - step, step)
             return x(*(back if axis == time else value for axis, value in enumerate(i)))
