@@ -19,6 +19,7 @@ from toolchain.errors import ExitCode, ToolchainError
 @click.option("--no-grpc", is_flag=True, help="Serve REST only.")
 @click.option("--watch", type=click.Path(), help="Folder of releases, NAME/VERSION, to serve as they come and go.")
 @click.option("--allow-admin", is_flag=True, help="Let clients load and unload models.")
+@click.option("--server-name", help="What the server calls itself in its metadata [default: toolchain].")
 @click.option("--token-file", type=click.Path(), help="File with the bearer tokens that clients need, one a line.")
 @click.option("--tls-cert", type=click.Path(), help="PEM file of the certificate chain.")
 @click.option("--tls-key", type=click.Path(), help="PEM file of its private key.")
@@ -107,6 +108,7 @@ def _overrides(flags: dict[str, Any], tls_cert: str | None, tls_key: str | None)
         "grpc": False if flags["no_grpc"] else None,
         "watch": flags["watch"],
         "admin": flags["allow_admin"] or None,
+        "server_name": flags["server_name"],
         "token_file": flags["token_file"],
         "tls.certificate": tls_cert,
         "tls.key": tls_key,

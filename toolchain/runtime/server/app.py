@@ -174,6 +174,7 @@ def frontend_settings(settings: ServerSettings) -> FrontendSettings:
         idle_timeout=limits.idle_timeout_s,
         allow_admin=settings.admin,
         allow_shared_memory=settings.shared_memory,
+        server_name=settings.server_name,
         authorize=bearer_tokens(tokens) if tokens else None,
     )
 

@@ -42,6 +42,8 @@ class RequestCheck:
         self._variants = variants if any(variants) else ()
         self._inputs = [(spec.name, np.dtype(spec.dtype)) for spec in contract.inputs]
         self._outputs = {spec.name: index for index, spec in enumerate(contract.outputs)}
+        # Values are looked at in every request, shapes once.
+        self._ranged = [(i, s) for i, s in enumerate(contract.inputs) if (s.low, s.high) != (None, None)]
         self._fits: dict[Shapes, Fit] = {}
         symbol = _batch_symbol(contract)
         self.batch_axes = tuple(spec.shape.index(symbol) for spec in contract.inputs) if symbol else ()
@@ -68,6 +70,10 @@ class RequestCheck:
         fit = self._fits.get(shapes)
         if fit is None:
             fit = self._fit(request, arrays, shapes)
+        if self._ranged:
+            problems = [spec.range_problem(arrays[index]) for index, spec in self._ranged]
+            if any(problems):
+                raise self._invalid(problems)
         return arrays, fit
 
     def outputs(self, asked: Sequence[str]) -> list[tuple[int, str]]:

@@ -156,7 +156,7 @@ class ServingCore:
             given = ", ".join(sorted(parameters))
             raise ServeError(
                 Status.UNSUPPORTED,
-                f"a model is loaded from its bundle as it is; parameters of load are not supported, got {given}",
+                f"failed to load {name!r}: a model is loaded from its bundle as it is, without parameters; got {given}",
             )
         await self.repository.load(name)
 

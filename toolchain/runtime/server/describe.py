@@ -73,7 +73,7 @@ def _input_config(spec: InputSpec, *, batched: bool) -> dict[str, Any]:
     return {
         "name": spec.name,
         "data_type": config_type(spec.dtype),
-        "format": "FORMAT_NONE",
+        "format": "FORMAT_NCHW" if spec.image is not None and len(spec.shape) - batched == 3 else "FORMAT_NONE",
         "dims": list(_open_shape(spec.shape))[batched:],
         "is_shape_tensor": False,
         "allow_ragged_batch": False,

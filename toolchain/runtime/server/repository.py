@@ -96,7 +96,7 @@ class Repository:
         """
         sources = self._sources.get(name)
         if not sources:
-            raise ServeError(Status.NOT_FOUND, self._unknown(name))
+            raise ServeError(Status.NOT_FOUND, f"failed to load {name!r}: {self._unknown(name)}")
         async with self._lock(name):
             loaded = self.models[name].versions if name in self.models else {}
             if all(version in loaded for version in sources):
@@ -105,7 +105,7 @@ class Repository:
                 try:
                     await self.add(source.reference, pinned=source.pinned)
                 except ToolchainError as error:
-                    raise ServeError(Status.UNAVAILABLE, f"model {name!r} cannot be loaded: {error.what}") from error
+                    raise ServeError(Status.UNAVAILABLE, f"failed to load {name!r}: {error.what}") from error
 
     async def unload(self, name: str) -> None:
         """Take a model out of service and wait until what is in flight is answered.
@@ -190,7 +190,8 @@ class Repository:
         return self._locks.setdefault(name, asyncio.Lock())
 
     def _unknown(self, name: str) -> str:
-        return f"there is no model {name!r}{did_you_mean(name, self._sources)}"
+        # Triton's words: published client programs look for them, as for "failed to load".
+        return f"Request for unknown model: {name!r} is not found{did_you_mean(name, self._sources)}"
 
 
 async def _place_all(references: Sequence[str]) -> list[Placed]:

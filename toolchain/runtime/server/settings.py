@@ -92,6 +92,7 @@ class ServerSettings(Section):
     host: NonEmpty = Field("127.0.0.1", description="address to listen on")
     http_port: Port = Field(8000, description="a port from 0 (any that is free) to 65535")
     grpc_port: Port = Field(8001, description="a port from 0 (any that is free) to 65535")
+    server_name: NonEmpty = Field("toolchain", description="what the server calls itself in its metadata")
     grpc: Flag = Field(True, description="true to serve gRPC")
     admin: Flag = Field(False, description="true to allow loading and unloading over the network")
     shared_memory: Flag = Field(False, description="true to let clients name shared memory of this machine")
