@@ -1,9 +1,9 @@
 """A real Triton Inference Server with its Python backend, on this machine's CPU, from packages of the index.
 
-``nvidia-pytriton`` carries ``tritonserver`` 2.51 and the Python backend (no onnxruntime backend).  Its wheel is unpacked
-into a cache folder, since it asks for a numpy older than ours: the backend's stub is built for numpy 1, and answers
-tensors of numpy 2 with a wrong size.  The stub ignores the environment but takes the Python of ``python3`` on PATH: a
-virtual environment of our own, with that numpy.
+``nvidia-pytriton`` carries ``tritonserver`` 2.51 and the Python backend (no onnxruntime backend).  Its wheel is
+unpacked into a cache folder, since it asks for a numpy older than ours: the backend's stub is built for numpy 1, and
+answers tensors of numpy 2 with a wrong size.  The stub ignores the environment but takes the Python of
+``python3`` on PATH: a virtual environment of our own, with that numpy.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _VERSION = "1"
 _PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
-class TritonMissing(Exception):
+class TritonMissingError(Exception):
     """This machine cannot run it; the message says why."""
 
 
@@ -54,16 +54,16 @@ def triton_folder() -> Path:
     """The unpacked server, fetched at the first use (74 MB) and kept.
 
     Raises:
-        TritonMissing: another architecture or C library, or a Python that the server has no stub for.
+        TritonMissingError: another architecture or C library, or a Python that the server has no stub for.
         subprocess.CalledProcessError: pip cannot download.
     """
     libc, version = platform.libc_ver()
     if sys.platform != "linux" or platform.machine() != "x86_64" or libc != "glibc":
-        raise TritonMissing("nvidia-pytriton has wheels for Linux on x86-64 with glibc alone")
+        raise TritonMissingError("nvidia-pytriton has wheels for Linux on x86-64 with glibc alone")
     if tuple(map(int, version.split("."))) < (2, 35):
-        raise TritonMissing(f"nvidia-pytriton needs glibc 2.35, this machine has {version}")
+        raise TritonMissingError(f"nvidia-pytriton needs glibc 2.35, this machine has {version}")
     if _libpython() is None:
-        raise TritonMissing(f"the stub of the Python backend needs libpython{_PYTHON}.so.1.0")
+        raise TritonMissingError(f"the stub of the Python backend needs libpython{_PYTHON}.so.1.0")
     cache = user_cache_path("toolchain-triton")
     folder = cache / f"triton-{_VERSION}-{_PYTHON}"
     cache.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def _unpack(folder: Path, download: Path) -> None:
     root = folder / "pytriton" / "tritonserver"
     stub = root / "python_backend_stubs" / _PYTHON / "triton_python_backend_stub"
     if not stub.exists():
-        raise TritonMissing(f"nvidia-pytriton has no stub for Python {_PYTHON}")
+        raise TritonMissingError(f"nvidia-pytriton has no stub for Python {_PYTHON}")
     place = root / "backends" / "python" / stub.name
     shutil.copyfile(stub, place)
     for program in (place, root / "bin" / "tritonserver"):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.export_samples import aot_release, exported, onnx_release, tokens_release, tvm_release
-from helpers.triton_server import Triton, TritonMissing, triton_folder, triton_serving
+from helpers.triton_server import Triton, TritonMissingError, triton_folder, triton_serving
 
 http = pytest.importorskip("tritonclient.http")
 grpc = pytest.importorskip("tritonclient.grpc")
@@ -58,7 +58,7 @@ def repositories(releases: dict[str, Path], tmp_path_factory: pytest.TempPathFac
 def triton(repositories: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
     try:
         triton_folder()
-    except TritonMissing as reason:
+    except TritonMissingError as reason:
         pytest.skip(str(reason))
     first, *more = repositories.values()
     arguments = [f"--model-repository={path}" for path in more] + ["--cache-config=local,size=4194304"]

@@ -114,3 +114,110 @@ def _write(
         click.echo(f"note: {note}", err=True)
     if hint:
         click.echo(f"serve with: {hint}", err=True)
+
+
+@command.command()
+@_shared
+@click.option("--image", required=True, help="The model's image, REGISTRY/NAME:TAG; its storage URI is oci://IMAGE.")
+@click.option("--runtime-image", required=True, help="An image that has toolchain serve, REGISTRY/NAME:TAG.")
+@click.option("--namespace", default="", help="Namespace of the service [default: the current one].")
+@click.option("--memory-mb", type=click.IntRange(1), help="Memory of the container [default: the profile's limit].")
+def kserve(
+    bundle: str,
+    folder: Path,
+    target: str | None,
+    name: str | None,
+    force: bool,
+    image: str,
+    runtime_image: str,
+    namespace: str,
+    memory_mb: int | None,
+) -> None:
+    """Manifests of an InferenceService that pulls the bundle from an OCI registry."""
+    from toolchain.exports.kserve import kserve_tree
+
+    source = _open(bundle, folder, target, name, force)
+    tree = kserve_tree(source, image, runtime_image, namespace=namespace, memory_mb=memory_mb)
+    _write(
+        source,
+        tree,
+        folder,
+        force,
+        f"kubectl apply -f {folder}/serving-runtime.yaml -f {folder}/inference-service.yaml",
+    )
+
+
+@command.command()
+@_shared
+@click.option("--workers", type=click.IntRange(0), default=1, show_default=True, help="MLServer's parallel_workers.")
+@click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="Threads of a run; 0: all.")
+def mlserver(
+    bundle: str, folder: Path, target: str | None, name: str | None, force: bool, workers: int, threads: int
+) -> None:
+    """A folder that MLServer serves, with a runtime over this package."""
+    from toolchain.exports.mlserver import mlserver_tree
+
+    source = _open(bundle, folder, target, name, force)
+    tree = mlserver_tree(source, workers=workers, threads=threads)
+    _write(source, tree, folder, force, f"cd {folder} && mlserver start .")
+
+
+@command.command()
+@_shared
+@_version_number
+@click.option("--base", default="/models", show_default=True, help="Where the server will find DIR.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="Threads of inference; 0: the server's choice.")
+def ovms(
+    bundle: str,
+    folder: Path,
+    target: str | None,
+    name: str | None,
+    force: bool,
+    version_number: int | None,
+    base: str,
+    threads: int,
+) -> None:
+    """A model repository for OpenVINO Model Server; ONNX engines only."""
+    from toolchain.exports.ovms import ovms_tree
+
+    source = _open(bundle, folder, target, name, force)
+    tree = ovms_tree(source, version_number=version_number, base=base, threads=threads)
+    _write(source, tree, folder, force, f"ovms --config_path {base.rstrip('/')}/config.json --rest_port 8000")
+
+
+@command.command()
+@_shared
+def onnx(bundle: str, folder: Path, target: str | None, name: str | None, force: bool) -> None:
+    """The ONNX model with its contract and a page on it; ONNX engines only."""
+    from toolchain.exports.onnx import onnx_tree
+
+    source = _open(bundle, folder, target, name, force)
+    _write(source, onnx_tree(source), folder, force)
+
+
+@command.command("ray-serve")
+@_shared
+@click.option("--min-replicas", type=click.IntRange(0), default=1, show_default=True, help="Replicas that always run.")
+@click.option("--max-replicas", type=click.IntRange(1), default=4, show_default=True, help="Replicas under load.")
+@click.option(
+    "--target-ongoing", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True,
+    help="Requests of a replica at the same time, above which more replicas start.",
+)  # fmt: skip
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Processors of a replica.")
+def ray_serve(
+    bundle: str,
+    folder: Path,
+    target: str | None,
+    name: str | None,
+    force: bool,
+    min_replicas: int,
+    max_replicas: int,
+    target_ongoing: float,
+    threads: int,
+) -> None:
+    """A Ray Serve application with autoscaling."""
+    from toolchain.exports.ray_serve import Scaling, ray_serve_tree
+
+    source = _open(bundle, folder, target, name, force)
+    tree = ray_serve_tree(source, Scaling(min_replicas, max_replicas, target_ongoing, threads))
+    _write(source, tree, folder, force, f"cd {folder} && serve run app:application")

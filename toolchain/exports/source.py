@@ -17,7 +17,7 @@ from toolchain.bundle.pack import release_layout
 from toolchain.bundle.read import BundleRef
 from toolchain.bundle.resolve import resolve, split_reference
 from toolchain.errors import ExitCode, ToolchainError
-from toolchain.runtime.contract import Contract, parse_contract
+from toolchain.runtime.contract import Contract, Size, parse_contract
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +26,22 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _STEP = 1000
 _MOST = 2**63 - 1
-_INPUT, _OUTPUT = "input:", "output:"
+_INPUT = "input:"
+#: Datatypes of the Open Inference Protocol, by the contract's dtype.
+DATATYPES = {
+    "bool": "BOOL",
+    "int8": "INT8",
+    "int16": "INT16",
+    "int32": "INT32",
+    "int64": "INT64",
+    "uint8": "UINT8",
+    "uint16": "UINT16",
+    "uint32": "UINT32",
+    "uint64": "UINT64",
+    "float16": "FP16",
+    "float32": "FP32",
+    "float64": "FP64",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,3 +201,13 @@ def onnx_model(source: Source, what: str) -> str:
             code=ExitCode.USAGE,
         )
     return engine.variants[0].file
+
+
+def protocol_tensor(name: str, dtype: str, shape: tuple[Size, ...]) -> dict[str, Any]:
+    """A tensor in the words of the Open Inference Protocol; a size that may vary is -1."""
+    return {"name": name, "datatype": DATATYPES[dtype], "shape": open_dims(shape)}
+
+
+def open_dims(shape: tuple[Size, ...]) -> list[int]:
+    """Sizes, -1 where any will do."""
+    return [size if isinstance(size, int) else -1 for size in shape]

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from toolchain.errors import ExitCode, ToolchainError
-from toolchain.exports.source import Source
-from toolchain.runtime.contract import Contract, Size
+from toolchain.exports.source import DATATYPES, Source, open_dims
+from toolchain.runtime.contract import Contract
 
 if TYPE_CHECKING:
     import numpy as np
 
-#: TYPE_ names of ``DataType`` in model_config.proto, by the contract's dtype.
-DATA_TYPES = {
-    "bool": "TYPE_BOOL",
-    "int8": "TYPE_INT8",
-    "int16": "TYPE_INT16",
-    "int32": "TYPE_INT32",
-    "int64": "TYPE_INT64",
-    "uint8": "TYPE_UINT8",
-    "uint16": "TYPE_UINT16",
-    "uint32": "TYPE_UINT32",
-    "uint64": "TYPE_UINT64",
-    "float16": "TYPE_FP16",
-    "float32": "TYPE_FP32",
-    "float64": "TYPE_FP64",
-}
 PYTHON, ONNXRUNTIME = "python", "onnxruntime"
 _TENSORRT = "TensorrtExecutionProvider"
 
@@ -151,16 +136,16 @@ def _classes() -> Any:
 
 def _tensor(kind: Any, spec: Any, most: int, **more: str) -> Any:
     dims = open_dims(spec.shape[1:] if most else spec.shape)
-    tensor = kind(name=spec.name, data_type=DATA_TYPES[spec.dtype], dims=dims or [1], **more)
+    tensor = kind(name=spec.name, data_type=_data_type(spec.dtype), dims=dims or [1], **more)
     if not dims:
         # A scalar: Triton knows none, so it says one element and gives it another shape for the model.
         tensor.reshape.SetInParent()
     return tensor
 
 
-def open_dims(shape: Sequence[Size]) -> list[int]:
-    """Sizes, -1 where any will do."""
-    return [size if isinstance(size, int) else -1 for size in shape]
+def _data_type(dtype: str) -> str:
+    """A name in ``DataType`` of model_config.proto."""
+    return f"TYPE_{DATATYPES[dtype]}"
 
 
 def _set_parameters(config: Any, source: Source, plan: Plan) -> None:
@@ -193,6 +178,6 @@ def _set_warmup(pb: Any, config: Any, contract: Contract, arrays: Mapping[str, n
     for spec in contract.inputs:
         shape = arrays[spec.name].shape
         entry = warmup.inputs[spec.name]
-        entry.data_type = pb.DataType.Value(DATA_TYPES[spec.dtype])
+        entry.data_type = pb.DataType.Value(_data_type(spec.dtype))
         entry.dims.extend(shape[1:] if most else shape)
         entry.input_data_file = spec.name
