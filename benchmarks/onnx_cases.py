@@ -184,22 +184,25 @@ def run_case(case: Case, machine: Any) -> Outcome:
 
 def _run(case: Case, machine: Any) -> Outcome:
     """Imports, compiles, links and runs a case as a build does; never ``crashed`` by itself unless it raises."""
-    from toolchain.tvm.compare import Library
+    from toolchain.tvm.compare import open_library
+    from toolchain.tvm.forms import Interface, build_library
     from toolchain.tvm.importer import check_operators, import_model
     from toolchain.tvm.library import Refusal, one_line
-    from toolchain.tvm.link import Linker, link_executable
-    from toolchain.tvm.pipeline import Notes, compile_module
+    from toolchain.tvm.link import Linker
+    from toolchain.tvm.pipeline import Notes
 
+    graph = case.model.graph
+    interface = Interface([value.name for value in graph.input], [value.name for value in graph.output], {})
+    linker = Linker("cc", machine.arch, "")
     with tempfile.TemporaryDirectory(prefix="onnx-case-") as temporary:
         library = Path(temporary) / "model.so"
         try:
             check_operators(case.model)
-            executable = compile_module(import_model(case.model), machine, Notes())
-            link_executable(executable, Linker("cc", machine.arch, ""), library)
+            form = build_library(import_model(case.model), machine, Notes(), linker, library, interface, "auto")
         except Refusal as refusal:
             return Outcome("refused", str(refusal))
         try:
-            outputs = Library(library).run(case.inputs)
+            outputs = open_library(library, form.name).run(case.inputs)
         except Exception as error:
             return Outcome("crashed", f"does not run: {one_line(error)}")
     return _judge(case, outputs)

@@ -250,3 +250,14 @@ def test_the_virtual_machine_and_the_plan_compute_the_same_bytes(stages: Stages,
     image = np.random.default_rng(3).standard_normal((7, 1, 8, 8)).astype(np.float32)
     machine, plan = open_library(ran.engine / "model.so", "vm"), open_library(library, "aot")
     np.testing.assert_array_equal(machine.run([image])[0], plan.run([image])[0])
+
+
+@pytest.mark.parametrize("compiler", [["cc"], [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl"]])
+def test_the_c_sources_compile_without_a_warning(compiler: list[str], tmp_path: Path) -> None:
+    """A user's compiler may know new warnings, so builds do not ask for any."""
+    edge = Path(__file__).parents[2] / "toolchain" / "runtime" / "edge"
+    flags = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-pedantic", "-O2", f"-I{edge / 'include'}"]
+    for source in sorted((edge / "src").glob("*.c")):
+        command = [*compiler, *flags, "-c", source, "-o", tmp_path / "one.o"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr

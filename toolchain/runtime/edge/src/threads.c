@@ -4,7 +4,9 @@
  * are those of its c_backend_api.h.  Nothing of TVM's run-time is linked.
  */
 #if defined(__linux__)
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <sched.h>
 #endif
 
