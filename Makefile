@@ -1,11 +1,11 @@
 # Everything a person types here is one of: make demo, make test, make lint, make bench-build, make bench-cpu,
-# make conformance, make emulator, make fuzz-edge.
+# make bench-edge, make conformance, make emulator, make fuzz-edge.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat requirements/all.txt pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
 
-.PHONY: demo test lint bench-build bench-cpu conformance emulator fuzz-edge clean help
+.PHONY: demo test lint bench-build bench-cpu bench-edge conformance emulator fuzz-edge clean help
 
 help:
 	@echo "make demo         set up, build the digits recipe for all its targets and run one bundle"
@@ -16,6 +16,7 @@ help:
 	@echo "make emulator     fetch what tests run code of other CPUs on (make test does so too, at its first use)"
 	@echo "make fuzz-edge    fuzz the edge runtime for SECONDS=600 with sanitizers"
 	@echo "make bench-cpu    compare our CPU engines with ONNX Runtime, OpenVINO and PyTorch (an hour or so)"
+	@echo "make bench-edge   sizes, start, memory and ARM instruction counts of the edge runtime and ONNX Runtime's"
 
 demo: $(STAMP)
 	@sh .ci/demo $(BIN)
@@ -39,6 +40,9 @@ conformance: $(STAMP)
 bench-cpu: $(STAMP)
 	-$(BIN)/python -m pip install --quiet --no-deps -r requirements/bench.txt
 	$(BIN)/python benchmarks/bench_cpu.py --peak $(BENCH_ARGS)
+
+bench-edge: $(STAMP)
+	$(BIN)/python benchmarks/bench_edge.py $(BENCH_ARGS)
 
 emulator: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m helpers.emulated

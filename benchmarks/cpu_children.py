@@ -46,7 +46,7 @@ class Workshop:
         key = (model.name, precision)
         if key not in self._prepared:
             dynamic = "dynamic" if self.dynamic else "static"
-            answer = _child("cpu_prepare.py", model.name, precision, self.profile, str(self.work), dynamic)
+            answer = child("cpu_prepare.py", model.name, precision, self.profile, str(self.work), dynamic)
             self._prepared[key] = {name: str(value) for name, value in answer.items()}
         if "refused" in self._prepared[key]:
             raise Failed(self._prepared[key]["refused"])
@@ -66,7 +66,7 @@ class Workshop:
         path = self.work / "libraries" / f"{model.name}-{digest.hexdigest()[:12]}.so"
         notes = path.with_suffix(".json")
         if not notes.is_file():
-            answer = _child("cpu_ours.py", str(folder), self.profile, str(path))
+            answer = child("cpu_ours.py", str(folder), self.profile, str(path))
             notes.write_text(json.dumps(answer))
         answer = json.loads(notes.read_text())
         if "refused" in answer:
@@ -84,7 +84,7 @@ class Workshop:
             return {**line, "refused": str(failure)}
         wanted = {"rounds": rounds, "seconds": seconds}
         try:
-            line |= _child("cpu_time.py", threads=threads, request={**request, **wanted}, work=self.work)
+            line |= child("cpu_time.py", threads=threads, request={**request, **wanted}, work=self.work)
         except Failed as failure:
             return {**line, "refused": str(failure)}
         from cpu_flops import count_flops
@@ -122,7 +122,7 @@ class Workshop:
         for name in ("ours", "onnxruntime"):
             request = self._request(model, precision, 1, [name])
             try:
-                answer = _child("cpu_time.py", threads=1, request={**request, "probe": True}, work=self.work)
+                answer = child("cpu_time.py", threads=1, request={**request, "probe": True}, work=self.work)
                 line[f"{name}_peak_mb"] = answer["peak_mb"]
             except Failed as failure:
                 line[f"{name}_failed"] = str(failure)
@@ -137,16 +137,16 @@ class Workshop:
         request = self._request(model, precision, threads, ["ours"])
         if "ours" in request["missing"]:
             raise Failed(request["missing"]["ours"])
-        rows: list[dict[str, Any]] = _child("cpu_ops.py", threads=threads, request=request, work=self.work)
+        rows: list[dict[str, Any]] = child("cpu_ops.py", threads=threads, request=request, work=self.work)
         return rows
 
     def peak(self) -> dict[str, float]:
         """``gflops`` of fp32 multiply-adds on one core, and ``int8_gops`` where it has VNNI."""
-        found: dict[str, float] = _child("cpu_peak.py", self.profile, threads=1)
+        found: dict[str, float] = child("cpu_peak.py", self.profile, threads=1)
         return found
 
 
-def _child(
+def child(
     script: str, *arguments: str, threads: int = 0, request: dict[str, Any] | None = None, work: Path | None = None
 ) -> Any:
     """The JSON on the last line that ``script`` prints.

@@ -145,6 +145,16 @@ class EmulatedMachine:
         command, full = _python_call(sysroot, arguments, path, {**steady, **(env or {})})
         return self._count(["-L", sysroot], command, cwd, full, timeout)
 
+    def root_instructions(
+        self, command: Sequence[str | Path], *, env: Mapping[str, str] | None = None, timeout: float = 600
+    ) -> int:
+        """How many instructions a program executes that needs the arm64 root's libraries.
+
+        Raises:
+            subprocess.CalledProcessError: the program fails.
+        """
+        return self._count(["-L", self.sysroot()], command, None, env or {}, timeout)
+
     def _count(
         self,
         options: Sequence[str | Path],
