@@ -99,11 +99,17 @@ def _open(bundle: str, folder: Path, target: str | None, name: str | None, force
 
 
 def _write(
-    source: Source, tree: Tree, folder: Path, force: bool, hint: str = "", notes: list[str] | None = None
+    source: Source,
+    tree: Tree,
+    folder: Path,
+    force: bool,
+    hint: str = "",
+    notes: list[str] | None = None,
+    programs: frozenset[str] = frozenset(),
 ) -> None:
     from toolchain.exports.files import write_tree
 
-    write_tree(tree, folder, force=force)
+    write_tree(tree, folder, force=force, programs=programs)
     facts = source.facts()
     click.echo(f"{facts['release']}, {facts['target']}, {facts['engine']}, {facts['bundle_digest'][:19]}")
     for name, blob in sorted(tree.items()):
@@ -149,7 +155,9 @@ def kserve(
 
 @command.command()
 @_shared
-@click.option("--workers", type=click.IntRange(0), default=1, show_default=True, help="MLServer's parallel_workers.")
+@click.option(
+    "--workers", type=click.IntRange(0), default=0, show_default=True, help="MLServer's processes; 0: its own."
+)
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="Threads of a run; 0: all.")
 def mlserver(
     bundle: str, folder: Path, target: str | None, name: str | None, force: bool, workers: int, threads: int
@@ -221,3 +229,13 @@ def ray_serve(
     source = _open(bundle, folder, target, name, force)
     tree = ray_serve_tree(source, Scaling(min_replicas, max_replicas, target_ongoing, threads))
     _write(source, tree, folder, force, f"cd {folder} && serve run app:application")
+
+
+@command.command()
+@_shared
+def edge(bundle: str, folder: Path, target: str | None, name: str | None, force: bool) -> None:
+    """A folder that a device runs as it is: the bundle, bundle-run, the C library."""
+    from toolchain.exports.edge import PROGRAM, edge_tree
+
+    source = _open(bundle, folder, target, name, force)
+    _write(source, edge_tree(source), folder, force, programs=frozenset({PROGRAM}))

@@ -93,10 +93,10 @@ def check_folder(folder: Path, *, force: bool) -> None:
         )
 
 
-def write_tree(tree: Tree, folder: Path, *, force: bool = False) -> None:
+def write_tree(tree: Tree, folder: Path, *, force: bool = False, programs: frozenset[str] = frozenset()) -> None:
     """Make ``folder`` hold exactly ``tree``; on any failure, Ctrl-C included, it stays as it was.
 
-    Files are copied, and their digests checked while they are.
+    Files are copied, and their digests checked while they are.  Those named in ``programs`` may be executed.
 
     Raises:
         ToolchainError: USAGE, ``folder`` is not empty and ``force`` not given; DAMAGED_BUNDLE, a file of the bundle
@@ -106,17 +106,17 @@ def write_tree(tree: Tree, folder: Path, *, force: bool = False) -> None:
     if conflicts:
         raise ToolchainError(f"the export would hold unsafe file names: {conflicts[0]}", code=ExitCode.INTERNAL)
     check_folder(folder, force=force)
-    replace_folder(folder, lambda staging: _fill(tree, staging))
+    replace_folder(folder, lambda staging: _fill(tree, staging, programs))
 
 
-def _fill(tree: Tree, folder: Path) -> None:
+def _fill(tree: Tree, folder: Path, programs: frozenset[str]) -> None:
     folder.chmod(0o755)
     for name, blob in sorted(tree.items()):
         path = folder / name
         for parent in reversed(path.relative_to(folder).parents[:-1]):
             (folder / parent).mkdir(mode=0o755, exist_ok=True)
         _write(blob, path)
-        path.chmod(0o644)
+        path.chmod(0o755 if name in programs else 0o644)
     for inner in sorted(p for p in folder.rglob("*") if p.is_dir()):
         sync_folder(inner)
 

@@ -1,0 +1,64 @@
+"""A folder for a device: the bundle, the program that runs it, and the library and headers for other programs."""
+
+from __future__ import annotations
+
+from toolchain.bundle.layout import Blob
+from toolchain.bundle.media import RUNNER_FOLDER
+from toolchain.errors import ExitCode, ToolchainError
+from toolchain.exports.files import Tree, text_file
+from toolchain.exports.source import Source
+
+PROGRAM = "bundle-run"
+
+
+def edge_tree(source: Source) -> Tree:
+    """``bundle/`` (an OCI image layout with the one target), ``bundle-run``, ``lib/``, ``include/``, ``README.md``.
+
+    Raises:
+        ToolchainError: USAGE, the bundle carries no edge runtime.
+    """
+    runner = {name.removeprefix(f"{RUNNER_FOLDER}/"): source.file(name) for name in source.bundle.files if _of(name)}
+    if PROGRAM not in runner:
+        raise ToolchainError(
+            f"the bundle for {source.manifest.target.name} carries no edge runtime",
+            where=str(source.bundle.layout),
+            details=[f"its engine is {source.facts()['engine']}"],
+            hint="the runtime goes into bundles with an engine ahead of time whose target profile says runner = true "
+            "in its [runtime] table",
+            code=ExitCode.USAGE,
+        )
+    tree: dict[str, Blob] = {_place(name): blob for name, blob in runner.items()}
+    tree |= source.layout_files("bundle")
+    tree["README.md"] = text_file(_readme(source))
+    return tree
+
+
+def _of(name: str) -> bool:
+    return name.startswith(f"{RUNNER_FOLDER}/")
+
+
+def _place(name: str) -> str:
+    if name.endswith(".h"):
+        return f"include/{name}"
+    return f"lib/{name}" if name.endswith(".so") else name
+
+
+def _readme(source: Source) -> str:
+    manifest = source.manifest
+    needs = manifest.requirements
+    libc = needs.get("libc") or {}
+    inputs = " ".join(f"--input {spec.name}={spec.name}.npy" for spec in source.contract.inputs)
+    return f"""# {manifest.name} {manifest.version} for {manifest.target.name}
+
+Copy this folder to the device. It needs Linux on {needs["arch"]} with {libc.get("name", "libc")} {libc.get("min", "")}
+or newer, and the processor features {" ".join(needs["cpu_features"])}. Nothing else: no Python, no package.
+
+```sh
+./bundle-run info bundle         # what it is, its inputs, outputs and dimensions
+./bundle-run self-test bundle    # every digest, then the recorded inputs against the recorded outputs
+./bundle-run run bundle {inputs}
+./bundle-run bench bundle        # latency, time to load, peak memory
+```
+
+`lib/libtoolchain_runtime.so` with `include/toolchain_runtime.h` does the same for programs in C and whatever calls C.
+"""
