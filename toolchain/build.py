@@ -13,8 +13,10 @@ from toolchain.errors import ExitCode, ToolchainError, did_you_mean
 from toolchain.execute import Forecast, Listener, Silent, execute, forecast
 from toolchain.host import detect_host
 from toolchain.plan import Entry, Plan, TargetPlan, make_plan
+from toolchain.plan_device import find_devices
 from toolchain.publish import TargetResult, publish, replacement_notes, standing_release, tools_of
 from toolchain.recipe import Recipe, load_recipe
+from toolchain.remote.address import parse_devices
 from toolchain.report import build_report
 from toolchain.runner import Outcome, Runner
 from toolchain.select import Contender, select
@@ -75,13 +77,14 @@ def plan(
     targets: Sequence[str] = (),
     cache: Path | None = None,
     measure: bool = True,
+    devices: Sequence[str] = (),
 ) -> list[Forecast]:
-    """What :func:`build` would do, stage by stage, without running anything.
+    """What :func:`build` would do, stage by stage, without running anything; devices are asked what they are.
 
     Raises:
-        ToolchainError: BAD_RECIPE, BAD_TARGET.
+        ToolchainError: BAD_RECIPE, BAD_TARGET; DEVICE, INCOMPATIBLE_HOST.
     """
-    loaded, made = _prepare(recipe, targets, measure)
+    loaded, made = _prepare(recipe, targets, measure, devices)
     store = open_cache(cache)
     runner = Runner(store, loaded.root.absolute(), loaded.name)
     try:
@@ -102,6 +105,7 @@ def build(
     measure: bool = True,
     measurements: Mapping[str, Mapping[str, Any]] | None = None,
     listener: Listener | None = None,
+    devices: Sequence[str] = (),
 ) -> BuildResult:
     """Build a recipe into a release at ``output/NAME/VERSION``.
 
@@ -115,6 +119,7 @@ def build(
         measure: False skips the measurements; gates on them then fail, unless the recipe allows it.
         measurements: by target, measurements to use instead of taking new ones (to reproduce a release).
         listener: gets the events of the build.
+        devices: ``TARGET=[user@]host[:port]`` each: the target's engines are measured there, over SSH.
 
     Returns:
         The result.  When a gate failed its ``code`` says which kind, and no release was written.
@@ -122,7 +127,7 @@ def build(
     Raises:
         ToolchainError: anything but a gate stopped the build.
     """
-    loaded, made = _prepare(recipe, targets, measure and measurements is None)
+    loaded, made = _prepare(recipe, targets, measure and measurements is None, devices)
     store = open_cache(cache)
     runner = Runner(store, loaded.root.absolute(), loaded.name, dump_ir.absolute() if dump_ir else None)
     with store.in_use():
@@ -142,10 +147,13 @@ def build(
     return BuildResult(loaded, results, outcomes, code, packed.folder, packed.digest, packed.unchanged, notes)
 
 
-def _prepare(recipe: Path | str, targets: Sequence[str], measure: bool) -> tuple[Recipe, Plan]:
+def _prepare(recipe: Path | str, targets: Sequence[str], measure: bool, devices: Sequence[str]) -> tuple[Recipe, Plan]:
     loaded = load_recipe(Path(recipe).absolute())
-    profiles = [load_target(t, loaded.folder) for t in loaded.targets]
-    return loaded, make_plan(loaded, chosen_targets(loaded, profiles, targets), detect_host(), measure)
+    given = parse_devices(devices)
+    profiles = chosen_targets(loaded, [load_target(t, loaded.folder) for t in loaded.targets], targets)
+    # Before anything is compiled: a device that can't be used is known at once.
+    found = find_devices(profiles, given) if measure else {}
+    return loaded, make_plan(loaded, profiles, detect_host(), measure, devices=found)
 
 
 def chosen_targets(recipe: Recipe, profiles: Sequence[TargetProfile], names: Iterable[str]) -> list[TargetProfile]:
@@ -220,13 +228,16 @@ def _contender(entry: Entry, outcomes: Mapping[str, Outcome], measurement: Mappi
         return Contender(entry.precision, entry.backend, refused=compiled.refused)
     size = sum(f.size for f in compiled.outputs["engine"].files)
     row = (measurement or {}).get("engines", {}).get(entry.id)
+    unmeasured = (measurement or {}).get("unmeasured", {}).get(entry.id, "")
     verdict, unverified = None, entry.unverified
     if entry.verify:
         outcome = outcomes[entry.verify]
         verdict, unverified = outcome.facts or None, outcome.refused
     if row and "error" in row:
         return Contender(entry.precision, entry.backend, size, None, None, "", f"did not run: {row['error']}")
-    return Contender(entry.precision, entry.backend, size, verdict, row, "", unverified)
+    if row and "rejected" in row and verdict:
+        verdict = {**verdict, "problem": verdict.get("problem") or row["rejected"]}
+    return Contender(entry.precision, entry.backend, size, verdict, row, "", unverified, unmeasured)
 
 
 def _check_measured(target: TargetPlan, measurement: Mapping[str, Any], outcomes: Mapping[str, Outcome]) -> None:

@@ -45,6 +45,7 @@ _PROGRAMS = {
     "cc": ("link TVM engines for this machine", "apt-get install gcc"),
     "nvcc": ("compile with TVM for CUDA", "apt-get install nvidia-cuda-toolkit  # Debian: component non-free"),
     "aarch64-linux-gnu-gcc": ("another cross linker for aarch64", "apt-get install gcc-aarch64-linux-gnu"),
+    "ssh": ("measure on devices (build --device)", "apt-get install openssh-client"),
     "qemu-aarch64": ("start aarch64 programs here by hand", "apt-get install qemu-user"),
 }
 _PROGRAM_ALIASES = {"qemu-aarch64": ("qemu-aarch64-static",)}
@@ -168,6 +169,8 @@ def target_state(profile: TargetProfile, host: Host) -> TargetState:
 def measure_problems(profile: TargetProfile, run_problems: list[str]) -> list[str]:
     """Why engines for ``profile`` are not measured on a machine that has ``run_problems`` with them."""
     if profile.execute.how != "native":
+    if profile.execute.how == "remote":
+        return ["the profile says execute.how = 'remote': on a device only (build --device)"]
         return [f"the profile says execute.how = {profile.execute.how!r}"]
     if profile.kind == "cuda" and not run_problems and not _version("onnxruntime-gpu"):
         return ["ONNX Runtime engines need onnxruntime-gpu in place of onnxruntime; TVM engines are measured"]
@@ -248,10 +251,11 @@ def _program(name: str) -> Tool:
 
 def _program_version(path: str) -> str:
     try:
-        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=5, check=False)
+        option = "-V" if Path(path).name == "ssh" else "--version"
+        done = subprocess.run([path, option], capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.SubprocessError):
         return ""
-    match = re.search(r"\d+\.\d+(\.\d+)*", done.stdout)
+    match = re.search(r"\d+\.\d+(\.\d+)*", done.stdout or done.stderr)
     return match[0] if match else ""
 
 

@@ -38,6 +38,7 @@ class ExitCode(IntEnum):
     NOT_REPRODUCIBLE = 33
     MISSING_TOOL = 40
     STORAGE = 41
+    DEVICE = 42
     INTERNAL = 70
     INTERRUPTED = 130
 

@@ -76,22 +76,36 @@ def detect_host() -> Host:
     """
     override = os.environ.get(CPUINFO_VARIABLE, "")
     text = _read(Path(override or "/proc/cpuinfo"))
-    cores = _parse_cpuinfo(text)
     arch = platform.machine().lower()
-    arch = _ARCH_NAMES.get(arch, arch)
     if override:
         arch = _arch_of_cpuinfo(text) or arch
-    return Host(
+    return describe_host(
+        text,
         os=platform.system().lower(),
         arch=arch,
-        cpu_model=_cpu_model(cores),
-        cpu_features=_cpu_features(cores),
         cores=_core_count(),
-        memory_mb=_memory_mb(),
+        memory_mb=_memory_mb(_read(Path("/proc/meminfo"))),
         glibc=_glibc_version(),
         cuda=_cuda_devices(),
-        cpu_ids=tuple(ids for core in cores if (ids := _core_ids(core)) is not None),
-        cpu_vendor=next((core["vendor_id"] for core in cores if "vendor_id" in core), ""),
+    )
+
+
+def describe_host(
+    cpuinfo: str, *, os: str, arch: str, cores: int, memory_mb: int, glibc: str, cuda: tuple[CudaDevice, ...] = ()
+) -> Host:
+    """A machine by the text of its /proc/cpuinfo and what else is known of it; ``arch`` as ``uname -m`` names it."""
+    blocks = _parse_cpuinfo(cpuinfo)
+    return Host(
+        os=os,
+        arch=_ARCH_NAMES.get(arch, arch),
+        cpu_model=_cpu_model(blocks),
+        cpu_features=_cpu_features(blocks),
+        cores=cores,
+        memory_mb=memory_mb,
+        glibc=glibc,
+        cuda=cuda,
+        cpu_ids=tuple(ids for core in blocks if (ids := _core_ids(core)) is not None),
+        cpu_vendor=next((core["vendor_id"] for core in blocks if "vendor_id" in core), ""),
     )
 
 
@@ -216,8 +230,8 @@ def _core_count() -> int:
         return os.cpu_count() or 1
 
 
-def _memory_mb() -> int:
-    match = re.search(r"^MemTotal:\s*(\d+) kB", _read(Path("/proc/meminfo")), flags=re.MULTILINE)
+def _memory_mb(meminfo: str) -> int:
+    match = re.search(r"^MemTotal:\s*(\d+) kB", meminfo, flags=re.MULTILINE)
     return int(match[1]) // 1024 if match else 0
 
 

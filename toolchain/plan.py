@@ -11,10 +11,12 @@ from toolchain.errors import ExitCode
 from toolchain.host import Host
 from toolchain.keys import installed_version
 from toolchain.llvm_cpus import compiled_features
+from toolchain.plan_device import add_measure_device
 from toolchain.plan_shared import Maker, add_shared_stages, input_specs
 from toolchain.programs import emulator_program
 from toolchain.quantize.scheme import AccuracyLimits, Scheme
 from toolchain.recipe import Recipe
+from toolchain.remote.device import Device
 from toolchain.runner import Node
 from toolchain.stages import (
     compile_ort,
@@ -85,6 +87,7 @@ def make_plan(
     host: Host,
     measured: bool = True,
     records: Mapping[str, Records] | None = None,
+    devices: Mapping[str, Device] | None = None,
 ) -> Plan:
     """The plan of ``recipe`` for ``profiles``.
 
@@ -94,14 +97,15 @@ def make_plan(
         host: this machine: engines whose target it satisfies are verified and measured natively.
         measured: False to plan no measurements (they are given, or not wanted).
         records: tuning records by target; those of the recipe's file if not given.
+        devices: by target, devices to measure on.
     """
     maker = Maker(recipe, host, measured, recipe_records(recipe) if records is None else records)
     add_shared_stages(maker)
-    targets = tuple(_target(maker, profile) for profile in profiles)
+    targets = tuple(_target(maker, profile, (devices or {}).get(profile.name)) for profile in profiles)
     return Plan(recipe, tuple(maker.nodes), targets)
 
 
-def _target(maker: Maker, profile: TargetProfile) -> TargetPlan:
+def _target(maker: Maker, profile: TargetProfile, device: Device | None) -> TargetPlan:
     first = len(maker.nodes)
     at = f"@{profile.name}"
     options = optimize.Options(True, input_specs(maker.recipe))
@@ -123,15 +127,21 @@ def _target(maker: Maker, profile: TargetProfile) -> TargetPlan:
             else:
                 entries.append(_engine(maker, profile, precision, backend, source, at))
     stages = tuple(node.id for node in maker.nodes[first:] if node.stage.name in ("optimize", "quantize", "mixed"))
-    unmeasured = _why_unmeasured(maker, profile)
-    measured = "" if unmeasured else _measure(maker, profile, entries, at)
-    return TargetPlan(profile, tuple(entries), stages, measured, unmeasured, _runner(maker, profile, at))
+    on_device = device is not None and maker.measured
+    packed = profile.runtime.runner and profile.kind == "cpu"
+    built = _runner(maker, profile, at) if packed or on_device else ""
+    unmeasured = "" if on_device else _why_unmeasured(maker, profile)
+    if unmeasured:
+        measured = ""
+    elif device is not None:
+        measured = add_measure_device(maker, profile, device, entries, built)
+    else:
+        measured = _measure(maker, profile, entries, at)
+    return TargetPlan(profile, tuple(entries), stages, measured, unmeasured, built if packed else "")
 
 
 def _runner(maker: Maker, profile: TargetProfile, at: str) -> str:
-    """The stage that builds the edge runtime, if the profile wants it in its bundles."""
-    if not profile.runtime.runner or profile.kind != "cpu":
-        return ""
+    """The stage that builds the edge runtime: to go into the bundles, or to measure on a device with."""
     abi = profile.runtime.abi
     options = runner.Options(profile.arch, f"{abi.libc}:{abi.min}" if abi.min else abi.libc, profile.tvm.linker)
     return maker.add(f"runner{at}", runner.STAGE, options, {}, failure=ExitCode.COMPILE, target=profile.name)
@@ -282,8 +292,10 @@ def _has_provider(provider: str) -> bool:
 def _why_not_here(profile: TargetProfile, host: Host) -> str:
     from toolchain.host import incompatibilities
 
-    if profile.execute.how in ("remote", "none"):
-        return f"the profile says execute.how = {profile.execute.how!r}"
+    if profile.execute.how == "none":
+        return "the profile says execute.how = 'none'"
+    if profile.execute.how == "remote":
+        return "the profile says execute.how = 'remote', and no device was given (--device)"
     return "; ".join(incompatibilities(profile.requirements(), host))
 
 

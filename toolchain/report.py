@@ -53,13 +53,24 @@ def build_report(
         "engines": rows,
         "verification": _verification(rows),
         "measured": {
-            "where": "on this target's own kind of machine" if measurement else "not measured",
+            "where": _where(measurement),
             "why_not": "" if measurement else unmeasured,
-            **({k: measurement[k] for k in ("host", "threads", "shapes")} if measurement else {}),
+            **{k: v for k, v in (measurement or {}).items() if k in ("host", "threads", "shapes", "device")},
         },
         "stages": stages,
         "tools": dict(sorted(tools.items())),
     }
+
+
+def _where(measurement: Mapping[str, Any] | None) -> str:
+    if not measurement:
+        return "not measured"
+    device = measurement.get("device")
+    if device is None:
+        return "on this target's own kind of machine"
+    if device["emulated"]:
+        return f"not measured: outputs checked on an emulated device ({device['emulated']}) over ssh"
+    return f"on a device ({measurement['host']['cpu_model']}) over ssh"
 
 
 def _row_json(row: Row) -> dict[str, Any]:
@@ -126,9 +137,8 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         lines += ["", *(f"- {line[:1].upper()}{line[1:]}." for line in evidence)]
     measured = report["measured"]
     if measured.get("host"):
-        host = measured["host"]
         shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in measured["shapes"].items())
-        lines += ["", f"Measured on {host['cpu_model']} with {measured['threads']} threads, {shapes}."]
+        lines += ["", f"{_measured_on(measured)} with {measured['threads']} threads, {shapes}."]
     else:
         lines += ["", f"Not measured: {measured['why_not']}."]
     proxies = {row["engine"] for row in report["engines"] if row["evidence"] == "proxy"}
@@ -147,6 +157,27 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     lines += _unquantized(report["stages"])
     lines += ["", "## Tools", "", ", ".join(f"{name} {version}" for name, version in report["tools"].items()), ""]
     return "\n".join(lines)
+
+
+def _measured_on(measured: Mapping[str, Any]) -> str:
+    device, cpu = measured.get("device"), measured["host"]["cpu_model"]
+    if device is None:
+        return f"Measured on {cpu}"
+    if device["emulated"]:
+        return f"Not measured: outputs checked on an emulated device, {cpu} in {device['emulated']}, over ssh"
+    governor = f" (clock governor {device['governor']})" if device["governor"] else ""
+    cores = f"{measured['host']['cores']} cores, {measured['host']['memory_mb']} MiB"
+    return f"Measured on device {cpu}{governor}, {cores}, over ssh"
+
+
+def measured_lines(report: Mapping[str, Any]) -> list[str]:
+    """Where a device took part: what it is, and what became of each engine there."""
+    measured = report["measured"]
+    if not measured.get("device"):
+        return []
+    checked = [row["engine"] for row in report["engines"] if (row["measurement"] or {}).get("self_test")]
+    passed = f"; self-tests run there: {', '.join(checked)}" if checked else ""
+    return [_measured_on(measured) + passed]
 
 
 HEADER = ("engine", "state", "accuracy", "drop", "cosine", "median ms", "p95 ms", "load ms", "peak MB", "size MB")

@@ -153,6 +153,7 @@ class Runner:
             "root": str(self.root),
             "dump_ir": self._dump_folder(node),
             "trace": node.stage.user_code,
+            "outside": dict(node.outside),
         }
 
     def _dump_folder(self, node: Node) -> str | None:

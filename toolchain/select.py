@@ -28,6 +28,7 @@ class Contender:
         measurement: this engine's row of the measure stage, or None.
         refused: why there is no such engine; empty when there is one.
         unverified: why there is no verdict.
+        unmeasured: why there are no figures where others of the target have some.
     """
 
     precision: str
@@ -37,6 +38,7 @@ class Contender:
     measurement: Mapping[str, Any] | None = None
     refused: str = ""
     unverified: str = ""
+    unmeasured: str = ""
 
     @property
     def id(self) -> str:
@@ -203,7 +205,10 @@ def _choose(
     measured = [c for c in eligible if c.median_ms is not None]
     if measured:
         best = min(measured, key=lambda c: (c.median_ms, _place(c.precision, precisions), _place(c.backend, backends)))
-        return best, f"the fastest of {len(measured)} measured engines that hold every gate"
+        many = f"the fastest of {len(measured)} measured engines that hold every gate"
+        reason = "the only measured engine that holds every gate" if len(measured) == 1 else many
+        others = ", ".join(c.id for c in eligible if c.unmeasured)
+        return best, f"{reason}; not measured there, so not preferred: {others}" if others else reason
     best = min(eligible, key=lambda c: (_place(c.backend, backends), _place(c.precision, precisions)))
     return best, "not measured on this target: first in the profile's order of preference"
 
@@ -290,4 +295,7 @@ def _row(
     if contender.median_ms is not None and chosen.median_ms:
         ratio = contender.median_ms / chosen.median_ms
         return Row(contender, results, state, f"{ratio:.2f} times the chosen engine's time")
-    return Row(contender, results, state, "holds every gate; later in the order of preference")
+    if contender.unmeasured and chosen.median_ms is not None:
+        return Row(contender, results, state, f"holds every gate; {contender.unmeasured}: may be faster or slower")
+    later = f"; {contender.unmeasured}" if contender.unmeasured else ""
+    return Row(contender, results, state, f"holds every gate; later in the order of preference{later}")

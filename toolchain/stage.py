@@ -60,6 +60,7 @@ class StageContext:
         out: an existing empty folder; output ``NAME`` is the subfolder ``out / NAME``.
         root: root of the user's repository; relative user paths start here.
         dump_ir: folder for ``--dump-ir``, or None.
+        outside: the node's ``outside``.
     """
 
     inputs: Mapping[str, Path]
@@ -67,6 +68,7 @@ class StageContext:
     out: Path
     root: Path
     dump_ir: Path | None = None
+    outside: Mapping[str, str] = field(default_factory=dict)
 
     def output(self, name: str) -> Path:
         """The folder of output ``name``, created."""
@@ -103,6 +105,8 @@ class Node:
         target: the target it belongs to, or "" when it serves all.
         failure: exit code when its child crashes.
         tolerant: a crash or a missing tool costs this node alone: it is reported and the build goes on.
+        outside: what the stage needs to know and its result doesn't depend on, so that it is no part of its key: the
+            address of a device (who it is, is in ``extra``).
     """
 
     id: str
@@ -114,6 +118,7 @@ class Node:
     target: str = ""
     failure: ExitCode = ExitCode.INTERNAL
     tolerant: bool = False
+    outside: Mapping[str, str] = field(default_factory=dict)
 
 
 def options_to_json(options: Any) -> dict[str, Any]:

@@ -21,7 +21,8 @@ def child_main(request: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         request: ``{"stage", "options_class"}`` (``"module:name"``), ``"options"`` (JSON), ``"inputs"``
-            (name -> folder), ``"out"``, ``"root"``, ``"dump_ir"`` (folder or null), ``"trace"`` (bool).
+            (name -> folder), ``"out"``, ``"root"``, ``"dump_ir"`` (folder or null), ``"trace"`` (bool),
+            ``"outside"`` (name -> text; may be absent).
 
     Returns:
         ``{"facts", "refused", "dependencies"}``, the last as :meth:`toolchain.trace.Recorder.dependencies`.
@@ -36,6 +37,7 @@ def child_main(request: dict[str, Any]) -> dict[str, Any]:
         out=Path(request["out"]),
         root=Path(request["root"]),
         dump_ir=Path(request["dump_ir"]) if request["dump_ir"] else None,
+        outside=request.get("outside", {}),
     )
     module, name = request["stage"].split(":")
     function = getattr(importlib.import_module(module), name)

@@ -55,8 +55,13 @@ class TargetProfile(Section):
         return self._path
 
     def to_json(self) -> dict[str, Any]:
-        """The whole profile with defaults filled in, without paths: for digests and for bundles."""
-        return self.model_dump(mode="json", by_alias=True)
+        """The whole profile with defaults filled in, without paths and addresses: for digests and for bundles."""
+        return self.model_dump(mode="json", by_alias=True, exclude={"execute": {"remote"}})
+
+    @property
+    def without_wheels(self) -> tuple[Backend, ...]:
+        """The backends whose libraries nobody builds for the architecture, so that they are never offered."""
+        return ("onnxruntime",) if self.arch in target_checks.SMALL else ()
 
     def llvm(self) -> LlvmTarget:
         """The LLVM target of the processor: TVM's target, or its host part for a GPU.

@@ -131,7 +131,12 @@ class Execute(Section):
 
     how: Literal["native", "emulated", "remote", "none"] = Field(
         "native",
-        description="'native' (measured where the machine satisfies the profile), 'emulated', 'remote', 'none'",
+        description="'native' (measured where the machine satisfies the profile), 'emulated', 'remote' (measured on a "
+        "device over SSH), 'none'",
+    )
+    remote: str = Field(
+        "",
+        description="with how = 'remote': the device, '[user@]host[:port]'; stays on this machine",
     )
     qemu_cpu: str = Field(
         "",

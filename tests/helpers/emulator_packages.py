@@ -107,6 +107,22 @@ def cache_folder() -> Path:
     return user_cache_path("toolchain-emulator")
 
 
+def ssh_server_folder() -> Path:
+    """A folder with OpenSSH's ``usr/sbin/sshd`` and the libraries that this machine lacks.
+
+    Raises:
+        EmulatorError: apt doesn't have it.
+    """
+
+    def make(folder: Path) -> None:
+        for package in _apt_download(folder, _host_architecture(), ["openssh-server"], installed=True):
+            # Services and users are for an installation; only the programs and libraries are taken.
+            if package.name.startswith(("openssh-server_", "libwrap0_")):
+                _call(["dpkg", "-x", package, folder], "unpack a package")
+
+    return _made("sshd", "", make)
+
+
 def _made(name: str, inputs: str, make: Callable[[Path], None]) -> Path:
     """The folder that ``make`` fills, made once for these inputs; whole or not there."""
     key = hashlib.sha256("\n".join([_VERSION, name, inputs, os.environ.get(SOURCES, "")]).encode()).hexdigest()[:16]

@@ -75,6 +75,12 @@ class Tolerance:
     cosine: float | None = None
     max_abs_error: float | None = None
 
+    @classmethod
+    def around(cls, worst: Mapping[str, float | None]) -> Tolerance:
+        """As near to the original as verification came at its worst, with room for another processor."""
+        cosine, error = worst.get("cosine"), worst.get("max_abs_error")
+        return cls(None if cosine is None else cosine - 0.01, None if error is None else 2.0 * error + 1e-4)
+
 
 @dataclass(frozen=True, slots=True)
 class BundleManifest:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 @click.option("--explain", is_flag=True,
               help="Print for each loop nest of TVM's engines its rule, tile and expected share of peak.")  # fmt: skip
 @click.option("--no-measure", is_flag=True, help="Take no measurements; engines are chosen by the profile's order.")
+@click.option("--device", "devices", multiple=True, envvar="TOOLCHAIN_DEVICE", metavar="TARGET=[USER@]HOST[:PORT]",
+              help="Measure this target's engines on a device over SSH; may be repeated (docs/remote.md).")  # fmt: skip
 @click.option("--measurements", type=click.Path(path_type=Path, exists=True),
               help="Use the measurements of this release instead of taking new ones.")  # fmt: skip
 def command(
@@ -44,6 +46,7 @@ def command(
     dump_ir: Path | None,
     explain: bool,
     no_measure: bool,
+    devices: tuple[str, ...],
     measurements: Path | None,
 ) -> None:
     """Build RECIPE into a release of verified bundles, one for each target.
@@ -55,7 +58,7 @@ def command(
     from toolchain.cli.show import explain_lines, forecast_lines, result_lines
 
     if dry_run:
-        forecasts = plan(recipe, targets=targets, cache=cache, measure=not no_measure)
+        forecasts = plan(recipe, targets=targets, cache=cache, measure=not no_measure, devices=devices)
         if as_json:
             rows = [{"id": f.node.id, "state": f.state, "reasons": f.reasons} for f in forecasts]
             click.echo(json.dumps({"stages": rows}, indent=2))
@@ -79,6 +82,7 @@ def command(
                 measure=not no_measure,
                 measurements=given,
                 listener=progress,
+                devices=devices,
             )
         except ToolchainError as error:
             if as_json:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from toolchain.report import HEADER, evidence_lines, race_cells
+from toolchain.report import HEADER, evidence_lines, measured_lines, race_cells
 
 if TYPE_CHECKING:
     from toolchain.build import BuildResult
@@ -52,6 +52,7 @@ def result_lines(result: BuildResult) -> list[str]:
             for row in report["engines"]
             if row["state"] in ("not offered", "rejected")
         ]
+        lines += [f"  {line}" for line in measured_lines(report)]
         if why := report["measured"]["why_not"]:
             lines.append(f"  not measured: {why}")
         lines.append("")

@@ -1,8 +1,7 @@
 """measure: latency, load time and peak memory of all engines of a target, side by side in one run.
 
-Every engine runs in a process of its own; the processes take turns in short rounds, so that a machine
-that slows down or speeds up does so for all of them.  An engine that is far behind after the first
-rounds leaves the race early (its count of runs says so) and still gets its figures.
+Every engine runs in a process of its own (:mod:`toolchain.runtime.probe`); they take turns
+(:mod:`toolchain.race`).
 """
 
 from __future__ import annotations
@@ -12,17 +11,13 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from toolchain.errors import ExitCode, ToolchainError
+from toolchain.race import Racer, race, sample_shapes, write_sample
 from toolchain.stage import StageContext, StageDef, StageResult
-
-_HOPELESS = 5.0  # times the best engine's median: not worth the full number of runs
-_LEAST_RUNS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +53,9 @@ def run(ctx: StageContext) -> StageResult:
     names = sorted(name for name in ctx.inputs if name != "evaluation")
     if not names:
         return StageResult(refused="there is no engine to measure")
-    sample = _write_sample(ctx, options)
+    sample = ctx.output("measurement") / "sample.npz"
+    contract = json.loads((ctx.inputs[names[0]] / "contract.json").read_text())
+    write_sample(ctx.inputs["evaluation"], contract, options.sizes, sample)
     rows: dict[str, dict[str, Any]] = {}
     with contextlib.ExitStack() as stack:
         probes = {}
@@ -69,14 +66,13 @@ def run(ctx: StageContext) -> StageResult:
                 rows[name] = {"error": probe.error}
             else:
                 probes[name] = probe
-        race(probes, options)
+        race(probes, options.runs, options.warmup, options.max_seconds)
         for name, probe in probes.items():
             rows[name] = probe.figures()
     host = detect_host()
-    shapes = {key: list(shape) for key, shape in _shapes(sample).items()}
     facts = {
         "engines": rows,
-        "shapes": shapes,
+        "shapes": sample_shapes(sample),
         "threads": options.threads or len(os.sched_getaffinity(0)),
         "host": {"cpu_model": host.cpu_model, "cores": host.cores, "arch": host.arch},
         "unit": {"median_ms": "milliseconds", "peak_mb": "1e6 bytes above the bare interpreter"},
@@ -86,40 +82,26 @@ def run(ctx: StageContext) -> StageResult:
     return StageResult(facts)
 
 
-class Probe:
+class Probe(Racer):
     """One engine's process."""
 
     def __init__(self, engine: Path, sample: Path, options: Options) -> None:
+        super().__init__()
         threads = str(options.threads)
         command = [sys.executable, "-m", "toolchain.runtime.probe", str(engine), str(sample), threads, options.provider]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.times: list[float] = []
-        self.spent = 0.0
         opened = self._read()
         self.error = str(opened["error"]["what"]) if "error" in opened else ""
         self._opened = opened
 
-    def run(self, count: int, keep: bool = True) -> None:
-        started = time.monotonic()
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"run {count}\n")
-        self._process.stdin.flush()
-        times = self._read()
-        self.spent += time.monotonic() - started
-        if keep:
-            self.times += times
+    def ask(self, count: int) -> list[float]:
+        times: list[float] = self._answer(f"run {count}")
+        return times
 
     def figures(self) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.write("end\n")
-        self._process.stdin.flush()
-        memory = self._read()
-        ordered = sorted(self.times)
+        memory = self._answer("end")
         return {
-            "median_ms": _quantile(ordered, 0.5),
-            "p95_ms": _quantile(ordered, 0.95),
-            "min_ms": ordered[0],
-            "runs": len(ordered),
+            **self.latencies(),
             "load_ms": self._opened["load_ms"],
             "first_ms": self._opened["first_ms"],
             "peak_mb": memory["peak_mb"],
@@ -133,6 +115,12 @@ class Probe:
                 with contextlib.suppress(OSError):
                     stream.close()
 
+    def _answer(self, line: str) -> Any:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+        return self._read()
+
     def _read(self) -> Any:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -144,64 +132,6 @@ class Probe:
                 code=ExitCode.MEASURE,
             )
         return json.loads(line)
-
-
-def race(probes: dict[str, Probe], options: Options) -> None:
-    """Take turns until each engine has its runs or its time is up."""
-    for probe in probes.values():
-        probe.run(1, keep=False)
-        if probe.spent < options.max_seconds / 4:
-            probe.run(max(0, options.warmup - 1), keep=False)
-    block = max(1, options.runs // 10)
-    active = dict(probes)
-    while active:
-        for name, probe in list(active.items()):
-            probe.run(min(block, options.runs - len(probe.times)))
-            best = min(_quantile(sorted(p.times), 0.5) for p in probes.values() if p.times)
-            hopeless = len(probe.times) >= _LEAST_RUNS and _quantile(sorted(probe.times), 0.5) > _HOPELESS * best
-            late = probe.spent > options.max_seconds and len(probe.times) >= _LEAST_RUNS
-            if len(probe.times) >= options.runs or hopeless or late:
-                del active[name]
-
-
-def _quantile(ordered: list[float], share: float) -> float:
-    """Nearest-rank quantile of sorted values."""
-    return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered) + 0.5) - 1))]
-
-
-def _write_sample(ctx: StageContext, options: Options) -> Path:
-    """The first evaluation rows, resized along named dimensions to the sizes asked for, as an .npz."""
-    import numpy as np
-
-    from toolchain.data import read_batches
-
-    batch = next(iter(read_batches(ctx.inputs["evaluation"])))
-    engine = next(path for name, path in ctx.inputs.items() if name != "evaluation")
-    contract = json.loads((engine / "contract.json").read_text())
-    inputs = {}
-    for spec in contract["inputs"]:
-        array = batch.inputs[spec["name"]]
-        for axis, size in _wanted(spec["shape"], contract["dims"], options.sizes):
-            array = np.take(array, np.arange(size) % array.shape[axis], axis=axis)
-        inputs[spec["name"]] = np.ascontiguousarray(array)
-    path = ctx.output("measurement") / "sample.npz"
-    np.savez(path, **inputs)  # type: ignore[arg-type]
-    return path
-
-
-def _wanted(shape: list[Any], dims: dict[str, Any], sizes: dict[str, int]) -> Iterator[tuple[int, int]]:
-    for axis, dim in enumerate(shape):
-        if isinstance(dim, str):
-            size = sizes.get(dim, dims[dim]["min"] if dims[dim].get("batch") else None)
-            if size is not None:
-                yield axis, size
-
-
-def _shapes(sample: Path) -> dict[str, tuple[int, ...]]:
-    import numpy as np
-
-    with np.load(sample) as file:
-        return {name: file[name].shape for name in file.files}
 
 
 STAGE = StageDef(

@@ -34,6 +34,12 @@ int32_t cli_make_outputs(tc_bundle *bundle, cli_run *run, tcr_problem *problem);
 int32_t cli_write_outputs(tc_bundle *bundle, const cli_options *options, const cli_run *run, tcr_problem *problem);
 void cli_free(cli_run *run);
 
+double cli_now_ms(void);
+int32_t cli_run_once(tc_bundle *bundle, cli_run *run, tcr_problem *problem);
+/* Latencies of one process: of a given number of runs, or as standard input asks for them. */
+int32_t cli_bench(tc_bundle *bundle, const cli_options *options, cli_run *arrays, double load_ms, tcr_problem *problem);
+int32_t cli_turns(tc_bundle *bundle, const cli_options *options, cli_run *arrays, double load_ms, tcr_problem *problem);
+
 void cli_print_string(FILE *out, const char *text);
 void cli_print_number(FILE *out, double value);
 void cli_print_tensor(FILE *out, tc_bundle *bundle, const tc_tensor_info *info);

@@ -2,8 +2,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <time.h>
 
 #include "cli.h"
 
@@ -28,17 +26,14 @@ static const char usage[] =
     " [--threads N] [--target NAME]\n"
     "       bundle-run bench" BUNDLE
     " [--runs N] [--warmup N] [--threads N] [--size DIM=N]... [--input ...]\n"
+    "       bundle-run turns" BUNDLE
+    " [--threads N] [--size DIM=N]... [--input ...]\n"
+    "turns: latencies in turns with other processes; each line 'run N' of standard input is answered with N of them.\n"
     "Results are JSON on standard output. A FILE of an input is .npy, or raw bytes of the input's dtype.\n";
 
 int cli_fail(int32_t status, const char *text) {
   fprintf(stderr, "bundle-run: %s\n", text);
   return tc_exit_code(status);
-}
-
-static double now_ms(void) {
-  struct timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time);
-  return (double)time.tv_sec * 1e3 + (double)time.tv_nsec / 1e6;
 }
 
 static bool whole(const char *text, int *number) {
@@ -144,16 +139,10 @@ static int info(tc_bundle *bundle) {
   return 0;
 }
 
-static int32_t run_once(tc_bundle *bundle, cli_run *run, tcr_problem *problem) {
-  int32_t status = tc_run(bundle, run->inputs, run->num_inputs, run->outputs, run->num_outputs);
-  if (status != TC_OK) tc_last_error(bundle, problem->text, sizeof problem->text);
-  return status;
-}
-
 static int32_t run(tc_bundle *bundle, const cli_options *options, cli_run *arrays, tcr_problem *problem) {
   int32_t status = cli_read_inputs(bundle, options, false, arrays, problem);
   if (status == TC_OK) status = cli_make_outputs(bundle, arrays, problem);
-  if (status == TC_OK) status = run_once(bundle, arrays, problem);
+  if (status == TC_OK) status = cli_run_once(bundle, arrays, problem);
   if (status != TC_OK) return status;
   if (options->num_outputs > 0) return cli_write_outputs(bundle, options, arrays, problem);
   printf("{");
@@ -193,78 +182,19 @@ static int32_t self_test(tc_bundle *bundle, tcr_problem *problem) {
   return status;
 }
 
-static int ascending(const void *one, const void *other) {
-  double a, b;
-  memcpy(&a, one, sizeof a);
-  memcpy(&b, other, sizeof b);
-  return (a > b) - (a < b);
-}
-
-/* The largest resident set since the program began, in KiB.  Not ru_maxrss, which an exec hands down. */
-static long peak_kb(void) {
-  char line[256];
-  long peak = 0;
-  struct rusage usage;
-  FILE *file = fopen("/proc/self/status", "re");
-  while (file != NULL && peak == 0 && fgets(line, sizeof line, file) != NULL) (void)sscanf(line, "VmHWM: %ld", &peak);
-  if (file != NULL) fclose(file);
-  if (peak == 0 && getrusage(RUSAGE_SELF, &usage) == 0) peak = usage.ru_maxrss;
-  return peak;
-}
-
-/* Weights and arenas of the engines that are open, for the sizes that each ran last. */
-static void memory_of(const tc_bundle *bundle, uint64_t *weights, uint64_t *arenas) {
-  *weights = *arenas = 0;
-  for (uint32_t i = 0; i < bundle->num_variants; i++) {
-    const tcr_engine *engine = &bundle->engines[i];
-    if (engine->ops == NULL || engine->instance == NULL) continue;
-    *weights += engine->model->weight_bytes;
-    *arenas += engine->model->arena_bytes(engine->dims);
-  }
-}
-
-static int32_t bench(tc_bundle *bundle, const cli_options *options, cli_run *arrays, double load_ms,
-                     tcr_problem *problem) {
-  double first_ms = 0, *times = calloc((size_t)options->runs, sizeof *times);
-  if (times == NULL) return tcr_no_memory(problem, (uint64_t)options->runs * sizeof *times, "the times");
-  int32_t status = cli_read_inputs(bundle, options, true, arrays, problem);
-  if (status == TC_OK) status = cli_make_outputs(bundle, arrays, problem);
-  for (int i = -options->warmup - 1; i < options->runs && status == TC_OK; i++) {
-    double start = now_ms();
-    status = run_once(bundle, arrays, problem);
-    double took = now_ms() - start;
-    if (i == -options->warmup - 1)
-      first_ms = took;
-    else if (i >= 0)
-      times[i] = took;
-  }
-  if (status == TC_OK) {
-    uint64_t weights, arenas;
-    int count = options->runs, p95 = (count * 95 + 99) / 100 - 1;
-    memory_of(bundle, &weights, &arenas);
-    qsort(times, (size_t)count, sizeof *times, ascending);
-    printf(
-        "{\"runs\": %d, \"threads\": %d, \"median_ms\": %.4f, \"p95_ms\": %.4f, \"min_ms\": %.4f, \"load_ms\": %.4f, "
-        "\"first_ms\": %.4f, \"peak_kb\": %ld, \"weight_bytes\": %llu, \"arena_bytes\": %llu}\n",
-        count, options->threads, (times[(count - 1) / 2] + times[count / 2]) / 2, times[p95], times[0], load_ms,
-        first_ms, peak_kb(), (unsigned long long)weights, (unsigned long long)arenas);
-  }
-  free(times);
-  return status;
-}
-
 int main(int argc, char **argv) {
   static cli_run arrays;
   static cli_options options;
   static tcr_problem problem;
   tc_bundle *bundle = NULL;
-  double start = now_ms();
+  double start = cli_now_ms();
   if (argc == 2 && strcmp(argv[1], "--help") == 0) return fputs(usage, stdout) < 0;
-  static const char *const commands[] = {"info", "run", "self-test", "bench"};
-  int command = 4;
+  static const char *const commands[] = {"info", "run", "self-test", "bench", "turns"};
+  const int unknown = 5;
+  int command = unknown;
   if (parse(argc, argv, &options))
-    for (command = 0; command < 4 && strcmp(commands[command], options.command) != 0; command++) continue;
-  if (command == 4) {
+    for (command = 0; command < unknown && strcmp(commands[command], options.command) != 0; command++) continue;
+  if (command == unknown) {
     fputs(usage, stderr);
     return tc_exit_code(TC_USAGE);
   }
@@ -274,7 +204,7 @@ int main(int argc, char **argv) {
                                               : 0,
                                &bundle, problem.text, sizeof problem.text);
   if (status != TC_OK) return cli_fail(status, problem.text);
-  double load_ms = now_ms() - start;
+  double load_ms = cli_now_ms() - start;
   if (command == 0)
     status = info(bundle);
   else if (command == 1)
@@ -282,7 +212,7 @@ int main(int argc, char **argv) {
   else if (command == 2)
     status = self_test(bundle, &problem);
   else
-    status = bench(bundle, &options, &arrays, load_ms, &problem);
+    status = (command == 3 ? cli_bench : cli_turns)(bundle, &options, &arrays, load_ms, &problem);
   cli_free(&arrays);
   tc_close(bundle);
   if (status == TC_OK && fflush(stdout) != 0)

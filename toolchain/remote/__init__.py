@@ -1,0 +1,1 @@
+"""Devices reached over SSH: who they are, a folder on them, and programs run there."""
