@@ -33,7 +33,10 @@ static const tc_tensor outputs[] = {{"states", TC_FLOAT32, 3, states_shape}, {"p
 #else
 static const int64_t image_shape[] = {BATCH ? BATCH : -1, 4};
 static const int64_t scores_shape[] = {BATCH ? BATCH : -1, 3};
-static const tc_tensor inputs[] = {{"image", TC_FLOAT32, 2, image_shape}};
+#ifndef IMAGE
+#define IMAGE TC_FLOAT32
+#endif
+static const tc_tensor inputs[] = {{"image", IMAGE, 2, image_shape}};
 static const tc_tensor outputs[] = {{"scores", TC_FLOAT32, 2, scores_shape}};
 #endif
 static const tc_dim dims[] = {{"batch", 1, 64}, {"sequence", 1, 16}};

@@ -139,6 +139,27 @@ def test_inputs_that_do_not_fit_are_refused_with_what_the_model_takes(
     bundle.close()
 
 
+@pytest.mark.parametrize(("dtype", "outside"), [("int8", -1), ("int32", 100), ("int64", 2**40), ("uint64", 2**64 - 1)])
+def test_whole_numbers_outside_of_the_declared_range_are_refused(
+    runtime: Runtime, tmp_path: Path, dtype: str, outside: int
+) -> None:
+    ids = {"name": "image", "dtype": dtype, "shape": ["batch", 4], "pad": None, "low": 0, "high": 99}
+    engine = matrix_engine(tmp_path / "engine", IMAGE=f"TC_{dtype.upper()}")
+    contract = json.loads((engine / "contract.json").read_text())
+    (engine / "contract.json").write_text(json.dumps(contract | {"inputs": [ids]}))
+    bundle = runtime.open(sample_release(tmp_path / "r", engine))
+    given = np.array([[0, 99, 5, 7], [1, 2, 3, 4]], dtype)
+    if given.itemsize >= 4:  # The sample takes whatever bits it gets for floats.
+        bundle.run({"image": given})
+    given[1, 2] = outside
+    with pytest.raises(EdgeError) as caught:
+        bundle.run({"image": given})
+    assert caught.value.status == edge_samples.BAD_INPUT
+    got = min(outside, 2**63 - 1)
+    assert f"input 'image' must hold values from 0 to 99, got {got} at element 6" in caught.value.text
+    bundle.close()
+
+
 def test_memory_that_is_too_small_is_told_and_not_written_past(runtime: Runtime, release: Path) -> None:
     bundle, x = runtime.open(release), image(4)
     room = np.full(12, 7, np.float32)

@@ -102,3 +102,45 @@ def test_a_contract_of_a_newer_schema_says_to_upgrade() -> None:
     with pytest.raises(ToolchainError, match="made for schema 2") as caught:
         parse_contract({**MATRIX_CONTRACT, "schema": 2}, "contract.json")
     assert caught.value.code is ExitCode.INCOMPATIBLE_HOST
+
+
+def ranged(dtype: str, **bounds: Any) -> Any:
+    spec = {"name": "ids", "dtype": dtype, "shape": ["batch", 3], "pad": None, **bounds}
+    return parse_contract({**MATRIX_CONTRACT, "inputs": [spec]}, "contract.json")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([[0, 5, 99]], ""),
+        ([[0, 5, 100]], "input 'ids' must hold values from 0 to 99, got values from 0 to 100"),
+        ([[-1, 5, 7]], "input 'ids' must hold values from 0 to 99, got values from -1 to 7"),
+        ([[400, 400, 400]], "input 'ids' must hold values from 0 to 99, got 400"),
+    ],
+)
+def test_whole_numbers_outside_of_the_declared_range_are_refused(values: list[list[int]], message: str) -> None:
+    inputs = {"ids": np.array(values, np.int64)}
+    if message:
+        assert refusal(inputs, ranged("int64", low=0, high=99)).what == message
+    else:
+        ranged("int64", low=0, high=99).check(inputs)
+        ranged("int64").check({"ids": np.array([[-(2**62), 0, 2**62]])})
+
+
+def test_a_range_of_one_side_and_the_widest_numbers_are_understood() -> None:
+    most = 2**64 - 1
+    ranged("uint64", high=most).check({"ids": np.array([[0, 1, most]], np.uint64)})
+    error = refusal({"ids": np.array([[0, 1, most]], np.uint64)}, ranged("uint64", high=most - 1))
+    assert error.what == f"input 'ids' must hold values to {most - 1}, got values from 0 to {most}"
+
+
+def test_the_range_of_floats_only_draws_random_inputs() -> None:
+    arrays, _ = ranged("float32", low=0.0, high=1.0).check({"ids": np.array([[-4, np.nan, 9]], np.float32)})
+    assert arrays["ids"][0, 2] == 9
+
+
+@pytest.mark.parametrize("bounds", [{"low": 0.5, "high": 2}, {"low": 3, "high": 2}, {"low": "0", "high": 2}])
+def test_a_range_that_is_none_is_a_damaged_bundle(bounds: dict[str, Any]) -> None:
+    with pytest.raises(ToolchainError) as caught:
+        ranged("int32", **bounds)
+    assert caught.value.code is ExitCode.DAMAGED_BUNDLE

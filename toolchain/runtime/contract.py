@@ -50,13 +50,31 @@ class ImageNote:
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """One input: its dtype and shape, and the value that fills it up to a bucket, if it may be filled up."""
+    """One input.
+
+    Attributes:
+        pad: the value that fills it up to a bucket, if it may be filled up.
+        low, high: inclusive range of the values of an input of whole numbers; None: not declared, or of another dtype.
+    """
 
     name: str
     dtype: str
     shape: tuple[Size, ...]
     pad: float | None = None
     image: ImageNote | None = None
+    low: int | None = None
+    high: int | None = None
+
+    def range_problem(self, array: np.ndarray) -> str:
+        """What is wrong with the values of an array of this dtype: a line, or "" if they are all allowed."""
+        if (self.low is None and self.high is None) or not array.size:
+            return ""
+        least, most = int(array.min()), int(array.max())
+        if (self.low is None or least >= self.low) and (self.high is None or most <= self.high):
+            return ""
+        bounds = [f"{word} {bound}" for word, bound in (("from", self.low), ("to", self.high)) if bound is not None]
+        got = str(least) if least == most else f"values from {least} to {most}"
+        return f"input {self.name!r} must hold values {' '.join(bounds)}, got {got}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +145,8 @@ class Contract:
         for spec in self.inputs:
             if spec.name in inputs:
                 array, found = _check_array(spec, inputs[spec.name])
-                problems += found or self._check_sizes(spec, array, sizes)
+                found = found or [*self._check_sizes(spec, array, sizes), spec.range_problem(array)]
+                problems += filter(None, found)
                 arrays[spec.name] = array
         if problems:
             raise bad_input(problems[0] if len(problems) == 1 else "the inputs do not fit", self._names(), problems)
@@ -236,7 +255,20 @@ def _input(entry: Mapping[str, Any]) -> InputSpec:
         raise ValueError(f"pad must be a number or null, got {pad!r}")
     if pad is not None and not dtype.startswith("float") and (pad != int(pad) or (dtype[0] == "u" and pad < 0)):
         raise ValueError(f"pad {pad!r} is not of dtype {dtype}")
-    return InputSpec(_name(entry), dtype, _shape(entry), pad, _image(entry.get("image")))
+    return InputSpec(_name(entry), dtype, _shape(entry), pad, _image(entry.get("image")), *_range(entry, dtype))
+
+
+def _range(entry: Mapping[str, Any], dtype: str) -> tuple[int | None, int | None]:
+    """The range that binds: floats only draw random values from theirs."""
+    low, high = entry.get("low"), entry.get("high")
+    if "int" not in dtype:
+        return None, None
+    for bound in (low, high):
+        if not (bound is None or type(bound) is int):
+            raise ValueError(f"low and high must be whole numbers or null, got {bound!r}")
+    if low is not None and high is not None and low > high:
+        raise ValueError(f"low must be at most high, got {low} and {high}")
+    return low, high
 
 
 def _image(entry: Mapping[str, Any] | None) -> ImageNote | None:

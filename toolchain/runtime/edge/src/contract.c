@@ -96,6 +96,21 @@ static int32_t parse_pad(tcr_tensor *spec, const json_value *pad, const char *wh
   return TC_OK;
 }
 
+/* Binds whole numbers; floats only draw random values from theirs. */
+static int32_t parse_range(tcr_tensor *spec, const json_value *entry, const char *where, tcr_problem *problem) {
+  const json_value *low = json_get(entry, "low"), *high = json_get(entry, "high");
+  spec->low = INT64_MIN;
+  spec->high = INT64_MAX;
+  if (spec->dtype == TC_BOOL || spec->dtype >= TC_FLOAT16) return TC_OK;
+  for (int i = 0; i < 2; i++) {
+    const json_value *bound = i ? high : low;
+    if (bound == NULL || bound->kind == JSON_NULL) continue;
+    if (!json_is(bound, JSON_NUMBER)) return bad(problem, where, "low and high must be numbers: input ", spec->name);
+    if (bound->integer) *(i ? &spec->high : &spec->low) = bound->whole;
+  }
+  return TC_OK;
+}
+
 static int32_t parse_tensor(tcr_tensor *spec, const json_value *entry, const tcr_contract *contract, bool output,
                             const char *where, tcr_problem *problem) {
   const json_value *shape = json_get(entry, "shape");
@@ -113,7 +128,8 @@ static int32_t parse_tensor(tcr_tensor *spec, const json_value *entry, const tcr
     spec->shape[spec->rank++] = size_of_json(size, contract, output, &known);
     if (!known) return bad(problem, where, "a size must be a whole number or the name of a dim: ", spec->name);
   }
-  return parse_pad(spec, output ? NULL : json_get(entry, "pad"), where, problem);
+  int32_t status = parse_pad(spec, output ? NULL : json_get(entry, "pad"), where, problem);
+  return status != TC_OK || output ? status : parse_range(spec, entry, where, problem);
 }
 
 static int32_t parse_tensors(tcr_tensor *specs, const json_value *list, const tcr_contract *contract, bool output,

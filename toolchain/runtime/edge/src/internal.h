@@ -75,6 +75,7 @@ typedef struct tcr_tensor {
   bool has_pad;
   double pad;
   int64_t pad_integer;
+  int64_t low, high; /* values of whole numbers, inclusive; INT64_MIN and INT64_MAX: any */
 } tcr_tensor;
 
 typedef struct tcr_dim {

@@ -57,6 +57,49 @@ static int32_t check_size(const tcr_contract *contract, const tcr_tensor *spec, 
   return TC_OK;
 }
 
+/* Element index as a whole number; the array may lie at any address. A uint64 beyond int64 is its largest. */
+static int64_t whole_at(int32_t dtype, const char *data, size_t index) {
+#define CASE(code, type) \
+  case code: { \
+    type element; \
+    memcpy(&element, data + index * sizeof element, sizeof element); \
+    return (uint64_t)element > INT64_MAX && (type)-1 > 0 ? INT64_MAX : (int64_t)element; \
+  }
+  switch (dtype) {
+    CASE(TC_INT8, int8_t)
+    CASE(TC_INT16, int16_t)
+    CASE(TC_INT32, int32_t)
+    CASE(TC_INT64, int64_t)
+    CASE(TC_UINT8, uint8_t)
+    CASE(TC_UINT16, uint16_t)
+    CASE(TC_UINT32, uint32_t)
+    CASE(TC_UINT64, uint64_t)
+  }
+#undef CASE
+  return 0;
+}
+
+/* Values of whole numbers against the range that the contract declares. */
+static int32_t check_range(const tcr_tensor *spec, const tc_value *value, const char *hint, tcr_problem *problem) {
+  char allowed[64];
+  int64_t count = 1;
+  if (spec->low == INT64_MIN && spec->high == INT64_MAX) return TC_OK;
+  for (int32_t axis = 0; axis < value->rank; axis++) count *= value->shape[axis];
+  for (int64_t i = 0; i < count; i++) {
+    int64_t got = whole_at(value->dtype, value->data, (size_t)i);
+    if (got >= spec->low && got <= spec->high) continue;
+    if (spec->low == INT64_MIN)
+      snprintf(allowed, sizeof allowed, "to %lld", (long long)spec->high);
+    else if (spec->high == INT64_MAX)
+      snprintf(allowed, sizeof allowed, "from %lld", (long long)spec->low);
+    else
+      snprintf(allowed, sizeof allowed, "from %lld to %lld", (long long)spec->low, (long long)spec->high);
+    return tcr_fail(problem, TC_BAD_INPUT, "inputs", hint, "input '%s' must hold values %s, got %lld at element %lld",
+                    spec->name, allowed, (long long)got, (long long)i);
+  }
+  return TC_OK;
+}
+
 static int32_t check_value(const tcr_contract *contract, const tcr_tensor *spec, const tc_value *value, int64_t *sizes,
                            bool data, tcr_problem *problem) {
   char hint[400];
@@ -78,7 +121,7 @@ static int32_t check_value(const tcr_contract *contract, const tcr_tensor *spec,
   if (data && (value->bytes != bytes || (value->data == NULL && bytes != 0)))
     return tcr_fail(problem, TC_BAD_INPUT, "inputs", hint, "input '%s' must have %zu bytes for its shape, got %zu",
                     spec->name, bytes, value->data == NULL ? 0 : value->bytes);
-  return TC_OK;
+  return data && bytes != 0 ? check_range(spec, value, hint, problem) : TC_OK;
 }
 
 static int32_t take_inputs(tc_bundle *bundle, const tc_value *inputs, uint32_t count, bool data, tcr_problem *problem) {
