@@ -157,20 +157,21 @@ def target_state(profile: TargetProfile, host: Host) -> TargetState:
     missing = {tool.name: f"{tool.name}: {tool.problem}" for tool in missing_tools(profile)}
     for_tvm = ["apache-tvm", "nvcc", profile.tvm.linker, "ziglang"]
     common = [text for name, text in missing.items() if name not in for_tvm]
+    unbuilt = [f"there is no build of {name} for {profile.arch}" for name in profile.without_wheels]
     tvm = [*common, *(text for name, text in missing.items() if name in for_tvm)]
     if not tvm:
         tvm += _linker_problem(profile)
     run = incompatibilities(profile.requirements(), host)
     if not any(map(_version, ("onnxruntime", "onnxruntime-gpu", "apache-tvm"))):
         run.append(f"no runtime is installed: {install_command('onnxruntime')}, or the extra 'tvm'")
-    return TargetState(profile.name, tuple(common), tuple(tvm), tuple(run), tuple(measure_problems(profile, run)))
+    return TargetState(profile.name, (*common, *unbuilt), tuple(tvm), tuple(run), tuple(measure_problems(profile, run)))
 
 
 def measure_problems(profile: TargetProfile, run_problems: list[str]) -> list[str]:
     """Why engines for ``profile`` are not measured on a machine that has ``run_problems`` with them."""
-    if profile.execute.how != "native":
     if profile.execute.how == "remote":
         return ["the profile says execute.how = 'remote': on a device only (build --device)"]
+    if profile.execute.how != "native":
         return [f"the profile says execute.how = {profile.execute.how!r}"]
     if profile.kind == "cuda" and not run_problems and not _version("onnxruntime-gpu"):
         return ["ONNX Runtime engines need onnxruntime-gpu in place of onnxruntime; TVM engines are measured"]

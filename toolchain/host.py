@@ -18,7 +18,8 @@ from typing import Any
 
 CPUINFO_VARIABLE = "TOOLCHAIN_HOST_CPUINFO"
 
-_ARCH_NAMES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
+# A 32-bit process on a 64-bit ARM kernel is told "armv8l".
+_ARCH_NAMES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64", "armv8l": "armv7l"}
 
 # CUDA driver API: CUdevice_attribute values 75 and 76, and the size we give cuDeviceGetName.
 _CC_MAJOR, _CC_MINOR, _NAME_BYTES = 75, 76, 256
@@ -38,7 +39,7 @@ class Host:
 
     Attributes:
         os: lower-case system name, e.g. ``"linux"``.
-        arch: ``"x86_64"``, ``"aarch64"``, or what the system calls it.
+        arch: ``"x86_64"``, ``"aarch64"``, ``"armv7l"``, ``"riscv64"``, or what the system calls it.
         cpu_model: the processor's name, or an empty string.
         cpu_features: names as in /proc/cpuinfo that *every* core has.
         cores: processors that this process may run on.
@@ -198,12 +199,23 @@ def _parse_cpuinfo(text: str) -> list[dict[str, str]]:
 def _arch_of_cpuinfo(text: str) -> str:
     if re.search(r"^flags\s*:.*\blm\b", text, flags=re.MULTILINE):
         return "x86_64"
-    return "aarch64" if re.search(r"^Features\s*:.*\basimd\b", text, flags=re.MULTILINE) else ""
+    if re.search(r"^isa\s*:\s*rv64", text, flags=re.MULTILINE):
+        return "riscv64"
+    if re.search(r"^Features\s*:.*\basimd\b", text, flags=re.MULTILINE):
+        return "aarch64"
+    return "armv7l" if re.search(r"^Features\s*:.*\bneon\b", text, flags=re.MULTILINE) else ""
 
 
 def _cpu_features(cores: list[dict[str, str]]) -> frozenset[str]:
-    per_core = [set(text.split()) for core in cores if (text := core.get("flags", core.get("Features"))) is not None]
+    per_core = [_isa_extensions(core["isa"]) for core in cores if "isa" in core]
+    per_core += [set(text.split()) for core in cores if (text := core.get("flags", core.get("Features"))) is not None]
     return frozenset(set.intersection(*per_core)) if per_core else frozenset()
+
+
+def _isa_extensions(text: str) -> set[str]:
+    """``"rv64imafdc_zba_zbb"`` -> the letters and the longer names (RISC-V ISA, "ISA Extension Naming")."""
+    letters, *names = text.lower().removeprefix("rv64").split("_")
+    return {*letters.replace("g", "imafd"), *names}
 
 
 def _cpu_model(cores: list[dict[str, str]]) -> str:

@@ -19,8 +19,9 @@ DATA_FILE = Path(__file__).with_name("data_llvm_cpus.json")
 # LLVM feature -> names in /proc/cpuinfo, for the features whose instructions LLVM emits on its own.
 # Features reached through intrinsics alone (AES, SHA, CRC32, RDRAND, AMX ...) are left out on purpose:
 # LLVM's cortex-a72 "has" AES, the Raspberry Pi 4's does not, and compiled models never use it.
-# Sources: LLVM 22 X86.td and AArch64Features.td; Linux arch/x86/include/asm/cpufeatures.h and
-# Documentation/arch/arm64/elf_hwcaps.rst.
+# Sources: LLVM 22 X86.td, AArch64Features.td, ARMFeatures.td and RISCVFeatures.td; Linux
+# arch/x86/include/asm/cpufeatures.h, Documentation/arch/arm64/elf_hwcaps.rst, arch/arm/kernel/setup.c and
+# arch/riscv/kernel/cpufeature.c.
 CPUINFO_NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "x86_64": {
         "cmov": ("cmov",), "cx8": ("cx8",), "cx16": ("cx16",), "fxsr": ("fxsr",), "mmx": ("mmx",),
@@ -41,6 +42,17 @@ CPUINFO_NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "flagm": ("flagm",), "fptoint": ("frint",), "i8mm": ("i8mm",), "bf16": ("bf16",), "sve": ("sve",),
         "sve2": ("sve2",), "sve2p1": ("sve2p1",), "cssc": ("cssc",), "mops": ("mops",), "lse128": ("lse128",),
     },
+    # 32-bit kernels say "vfpd32" for 32 registers of 64 bits, "idiva" and "idivt" for division in the two encodings.
+    "armv7l": {
+        "dsp": ("edsp",), "vfp2": ("vfp",), "vfp3": ("vfpv3",), "vfp4": ("vfpv4",), "neon": ("neon",),
+        "d32": ("vfpd32",), "hwdiv": ("idivt",), "hwdiv-arm": ("idiva",), "fullfp16": ("fphp", "asimdhp"),
+        "dotprod": ("asimddp",), "fp16fml": ("asimdfhm",), "bf16": ("asimdbf16",), "i8mm": ("i8mm",),
+    },
+    # The letters and the names after them on the line "isa".
+    "riscv64": {
+        name: (name,)
+        for name in (*"imafdcv", "zba", "zbb", "zbc", "zbs", "zicond", "zfh", "zfhmin", "zvfh", "zcb")
+    },
 }  # fmt: skip
 
 # Further /proc/cpuinfo names that a profile may ask for although LLVM never emits them unasked.
@@ -49,6 +61,8 @@ _OTHER_CPUINFO_NAMES: Mapping[str, str] = {
     "amx_tile amx_int8 amx_bf16 amx_fp16 avx512_vp2intersect movdiri movdir64b lm nx syscall",
     "aarch64": "aes pmull sha1 sha2 sha3 sha512 sm3 sm4 crc32 cpuid evtstrm dcpop dcpodp uscat dit ssbs sb paca pacg "
     "sveaes svepmull svebitperm svesha3 svesm4 svei8mm svebf16 svef32mm svef64mm bti mte rng sme sme2 afp rpres",
+    "armv7l": "swp half thumb fastmult java thumbee tls lpae evtstrm vfpv3d16 aes pmull sha1 sha2 crc32 sb ssbs",
+    "riscv64": "h zicsr zifencei zihintpause zicbom zicboz sstc svinval svnapot svpbmt",
 }
 
 
@@ -69,7 +83,7 @@ class ArchTable:
 
 @functools.cache
 def table(arch: str) -> ArchTable:
-    """The table of ``arch`` (``"x86_64"`` or ``"aarch64"``).
+    """The table of ``arch``, a key of :data:`CPUINFO_NAMES`.
 
     Raises:
         KeyError: another architecture.
@@ -93,7 +107,7 @@ def compiled_features(arch: str, cpu: str, attributes: Iterable[str] = ()) -> fr
     """The /proc/cpuinfo names that code compiled for ``cpu`` and ``attributes`` may need.
 
     Args:
-        arch: ``"x86_64"`` or ``"aarch64"``.
+        arch: a key of :data:`CPUINFO_NAMES`.
         cpu: an LLVM processor name (``mcpu``).
         attributes: signed LLVM feature names (``mattr``), later ones winning, e.g. ``["+dotprod"]``.
 

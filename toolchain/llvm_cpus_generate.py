@@ -14,8 +14,13 @@ from typing import Any
 
 from toolchain.llvm_cpus import CPUINFO_NAMES, DATA_FILE
 
-_TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
-_BASE_CPU = {"x86_64": "x86-64", "aarch64": "generic"}
+_TRIPLES = {
+    "x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu", "armv7l": "armv7l-linux-gnueabihf",
+    "riscv64": "riscv64-linux-gnu",
+}  # fmt: skip
+_BASE_CPU = {"x86_64": "x86-64", "aarch64": "generic", "armv7l": "generic", "riscv64": "generic-rv64"}
+_OTHER_WIDTH = {"armv7l": "mclass", "riscv64": "32bit"}
+"""A feature of the processors that LLVM lists for the triple although they don't run its code."""
 _HELP = """
 import sys
 from tvm.target import Target, codegen
@@ -46,11 +51,15 @@ def _arch(arch: str, triple: str) -> dict[str, Any]:
     if unknown := emitted - every:
         raise RuntimeError(f"LLVM does not know these {arch} features: {sorted(unknown)}")
 
-    def features(cpu: str, *attributes: str) -> str:
+    def names(cpu: str, *attributes: str) -> set[str]:
         target = Target({"kind": "llvm", "mtriple": triple, "mcpu": cpu, "mattr": list(attributes)})
-        return " ".join(sorted(emitted & {str(name) for name in codegen.llvm_get_cpu_features(target)}))
+        return {str(name) for name in codegen.llvm_get_cpu_features(target)}
 
-    cpus = sorted(str(name) for name in codegen.llvm_get_cpu_archlist(Target({"kind": "llvm", "mtriple": triple})))
+    def features(cpu: str, *attributes: str) -> str:
+        return " ".join(sorted(emitted & names(cpu, *attributes)))
+
+    listed = sorted(str(name) for name in codegen.llvm_get_cpu_archlist(Target({"kind": "llvm", "mtriple": triple})))
+    cpus = [cpu for cpu in listed if _OTHER_WIDTH.get(arch) not in names(cpu)] if arch in _OTHER_WIDTH else listed
     base = set(features(_BASE_CPU[arch]).split())
     implies = {f: {f} | (set(features(_BASE_CPU[arch], f"+{f}").split()) - base) for f in sorted(emitted)}
     return {

@@ -120,7 +120,7 @@ def _target(maker: Maker, profile: TargetProfile, device: Device | None) -> Targ
     entries: list[Entry] = []
     for precision in _precisions(maker, profile):
         source, refused = _candidate(maker, profile, precision, at)
-        for backend in profile.runtime.engines:
+        for backend in dict.fromkeys((*profile.runtime.engines, *profile.without_wheels)):
             reason = refused or _unsuited(profile, precision, backend)
             if reason:
                 entries.append(Entry(precision, backend, refused=reason))
@@ -149,6 +149,8 @@ def _runner(maker: Maker, profile: TargetProfile, at: str) -> str:
 
 def _unsuited(profile: TargetProfile, precision: str, backend: str) -> str:
     """Why a pair makes no sense on a target's instructions, known before anything is compiled."""
+    if backend in profile.without_wheels:
+        return f"there is no build of ONNX Runtime for {profile.arch}"
     x86 = profile.kind == "cpu" and profile.arch == "x86_64"
     if x86 and backend == "tvm" and precision == "fp16" and "avx512_fp16" not in profile.cpu.features:
         # LLVM converts every value to float32 and back; the library is slower than the fp32 one.

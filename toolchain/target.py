@@ -14,8 +14,8 @@ from toolchain.config_errors import Key, check_schema_version, raise_problems, r
 from toolchain.config_types import SCHEMA, Name, SchemaNumber, Section
 from toolchain.errors import ExitCode, ToolchainError, did_you_mean
 from toolchain.host import CPUINFO_VARIABLE, Host, detect_host, incompatibilities
-from toolchain.llvm_cpus import CPUINFO_NAMES, compiled_features
-from toolchain.target_parts import Cpu, Cuda, Execute, Limits, LlvmTarget, Numerics, Runtime, Tvm
+from toolchain.llvm_cpus import compiled_features
+from toolchain.target_parts import Backend, Cpu, Cuda, Execute, Limits, LlvmTarget, Numerics, Runtime, Tvm
 
 __all__ = ["TargetProfile", "incompatibilities", "list_targets", "load_target", "shipped_folder"]
 
@@ -30,7 +30,9 @@ class TargetProfile(Section):
     name: Name = Field(description="name of the profile")
     description: str = Field("", description="what the profile is for")
     os: Literal["linux"] = Field(description="operating system: 'linux'")
-    arch: Literal["x86_64", "aarch64"] = Field(description="'x86_64' or 'aarch64'")
+    arch: Literal["x86_64", "aarch64", "armv7l", "riscv64"] = Field(
+        description="'x86_64', 'aarch64', 'armv7l' (32-bit, hard float) or 'riscv64'"
+    )
     kind: Literal["cpu", "cuda"] = Field(description="'cpu' or 'cuda'")
     cpu: Cpu = Field(description="a table with model, vector_bits, registers, l1d_kib, l2_kib")
     cuda: Cuda | None = Field(None, description="a table with arch, for kind 'cuda'")
@@ -105,7 +107,8 @@ class TargetProfile(Section):
         return target
 
     def _tvm_dict(self, part: Section) -> dict[str, Any]:
-        values = {key: value for key, value in part.model_dump(mode="json").items() if value not in (None, [])}
+        every = part.model_dump(mode="json", by_alias=True)
+        values = {key: value for key, value in every.items() if value not in (None, [])}
         if isinstance(part, LlvmTarget) and self.cpu.cores:
             values["num-cores"] = self.cpu.cores
         return values
@@ -202,7 +205,7 @@ def _add_detected(path: Path, layers: list[tuple[Path, dict[str, Any]]]) -> str:
     from toolchain.target_detect import base_profile, detected_tables
 
     host = detect_host()
-    if host.os != "linux" or host.arch not in CPUINFO_NAMES:
+    if host.os != "linux" or host.arch not in ("x86_64", "aarch64"):
         message = f"this machine ({host.os}, {host.arch}) cannot be described; allowed: Linux on x86_64 or aarch64"
         raise ToolchainError(message, where=f"{path}: detect", hint=_LIST_HINT, code=_CODE)
     pretended = bool(os.environ.get(CPUINFO_VARIABLE))

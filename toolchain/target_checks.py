@@ -16,7 +16,7 @@ Raw = Mapping[str, Any]
 
 def sense_problems(raw: Raw) -> list[Problem]:
     """Mistakes that only show when a profile's tables are seen together; ``raw`` is already merged."""
-    found = [*_kind(raw), *_numerics(raw)]
+    found = [*_kind(raw), *_numerics(raw), *_small(raw)]
     arch = raw.get("arch")
     if isinstance(arch, str) and arch in CPUINFO_NAMES:
         found += [*_cpu(raw, arch), *_llvm(raw, arch)]
@@ -67,6 +67,28 @@ def _numerics(raw: Raw) -> Iterator[Problem]:
         yield problem(("numerics", "reduce_range"), True, allowed)
 
 
+SMALL = {"armv7l": ("mfloat-abi", "hard"), "riscv64": ("mabi", "lp64d")}
+"""Architectures that only engines ahead of time run on, and the calling convention that their target must name."""
+
+
+def _small(raw: Raw) -> Iterator[Problem]:
+    """Of architectures for which there are no wheels of ONNX Runtime and TVM's run-time."""
+    arch, target, runtime = raw.get("arch"), _table(raw, "tvm", "target"), _table(raw, "runtime")
+    for name, (key, value) in SMALL.items():
+        if arch == name and target and target.get(key) != value:
+            yield problem(("tvm", "target", key), target.get(key, "nothing"), f"'{value}' on {name}")
+        elif arch != name and key in target:
+            yield problem(("tvm", "target", key), target[key], f"no such key: it is for {name}")
+    if not isinstance(arch, str) or arch not in SMALL:
+        return
+    for index, engine in _strings(runtime, "engines"):
+        if engine == "onnxruntime":
+            yield problem(("runtime", "engines", index), engine, f"'tvm': ONNX Runtime has no build for {arch}")
+    if runtime.get("form") in (None, "auto", "vm"):
+        allowed = f"'aot' or 'static': TVM's run-time has no build for {arch}"
+        yield problem(("runtime", "form"), runtime.get("form", "nothing"), allowed)
+
+
 def _cpu(raw: Raw, arch: str) -> Iterator[Problem]:
     cpu = _table(raw, "cpu")
     model = cpu.get("model")
@@ -90,12 +112,16 @@ def _llvm(raw: Raw, arch: str) -> Iterator[Problem]:
             yield from _llvm_target(target, arch, ("tvm", name))
 
 
+def _triple(arch: str) -> str:
+    return f"{arch}-linux-gnu" + ("eabihf" if arch == "armv7l" else "")
+
+
 def _llvm_target(target: Raw, arch: str, key: Key) -> Iterator[Problem]:
     known = table(arch)
     triple, cpu = target.get("mtriple"), target.get("mcpu")
     if isinstance(triple, str) and triple and triple.split("-")[0] != arch:
         yield problem(
-            (*key, "mtriple"), triple, f"a triple that begins with the profile's arch, e.g. '{arch}-linux-gnu'"
+            (*key, "mtriple"), triple, f"a triple that begins with the profile's arch, e.g. '{_triple(arch)}'"
         )
     if isinstance(cpu, str) and cpu and cpu not in known.cpus:
         yield problem((*key, "mcpu"), cpu, f"a processor that LLVM knows for {arch}", known.cpus)

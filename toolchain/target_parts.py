@@ -50,6 +50,12 @@ class LlvmTarget(Section):
     mtriple: NonEmpty = Field(description="LLVM triple, e.g. 'aarch64-linux-gnu'")
     mcpu: NonEmpty = Field(description="LLVM processor name")
     mattr: Annotated[tuple[Attribute, ...], Distinct] = Field((), description="LLVM features, each with its sign")
+    mfloat_abi: Literal["hard"] | None = Field(
+        None, alias="mfloat-abi", description="'hard' for 32-bit ARM: floats are passed in registers of the FPU"
+    )
+    mabi: Literal["lp64d"] | None = Field(
+        None, description="'lp64d' for riscv64: the calling convention with doubles in registers"
+    )
 
 
 class CudaTarget(Section):
@@ -72,7 +78,9 @@ class Tvm(Section):
     )
     host: LlvmTarget | None = Field(None, description="for a GPU: the TVM target of its host processor")
     linker: NonEmpty = Field(
-        "cc", description="'cc', another compiler driver on PATH, or 'zig' to link for another machine"
+        "cc",
+        description="'cc', another compiler driver on PATH, 'zig' to link for another machine, or 'zig-cc', which also "
+        "knows 32-bit ARM and riscv64",
     )
 
 

@@ -34,7 +34,9 @@ def build_words(profile: TargetProfile) -> list[str]:
     scheme += ", symmetric" if numerics.symmetric_activation else ", with a zero point for activations"
     return [
         _compile_words(profile),
-        f"ONNX Runtime engines run with {runtime.execution_provider}.",
+        f"There is no build of ONNX Runtime for {profile.arch}."
+        if "onnxruntime" in profile.without_wheels
+        else f"ONNX Runtime engines run with {runtime.execution_provider}.",
         f"Candidates: {', '.join(numerics.precisions)}, by backends {', '.join(runtime.engines)}.",
         "The order of both decides only where nothing is measured.",
         f"int8 uses {scheme}" + (", weights limited to 7 bits." if numerics.reduce_range else "."),
@@ -70,7 +72,11 @@ def _compile_words(profile: TargetProfile) -> str:
     if target.kind == "cuda":
         return f"TVM compiles for CUDA {target.arch}, with nvcc."
     extra = f" with {' '.join(target.mattr)}" if target.mattr else ""
-    linker = {"cc": "this machine's C compiler", "zig": "the lld of the package ziglang"}
+    linker = {
+        "cc": "this machine's C compiler",
+        "zig": "the lld of the package ziglang",
+        "zig-cc": "the C compiler of the package ziglang",
+    }
     name = linker.get(profile.tvm.linker, profile.tvm.linker)
     return f"TVM compiles for LLVM's {target.mcpu}{extra} ({target.mtriple}) and links with {name}."
 

@@ -12,6 +12,7 @@ from toolchain.target import list_targets, load_target, shipped_folder
 from toolchain.target_detect import llvm_cpu
 
 SHIPPED = (
+    "armv7-neon",
     "cortex-a53",
     "cortex-a72",
     "cortex-a76",
@@ -20,6 +21,7 @@ SHIPPED = (
     "host",
     "neoverse-n1",
     "neoverse-v1",
+    "riscv64",
     "x86-64-v3",
     "x86-64-v4",
 )
@@ -127,7 +129,7 @@ def test_a_path_starts_from_the_base_and_extends_from_its_own_file(tmp_path: Pat
 
 def test_an_unknown_name_gets_the_list_and_a_suggestion() -> None:
     error = refused("cortex-a75")
-    assert "unknown target 'cortex-a75'; shipped profiles: cortex-a53, " in error.what
+    assert "unknown target 'cortex-a75'; shipped profiles: armv7-neon, cortex-a53, " in error.what
     assert "did you mean 'cortex-a7" in error.what
     assert ".toml" in error.hint
 
@@ -349,3 +351,38 @@ def test_switching_a_feature_off_takes_what_needs_it_along() -> None:
 
 def test_keys_with_dots_are_quoted() -> None:
     assert dotted(("gates", "targets", "own/a.toml", "size_mb")) == 'gates.targets."own/a.toml".size_mb'
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "arch", "features"),
+    [
+        ("processor : 0\nFeatures : half thumb neon vfpv3 vfpv4 idiva\n", "armv7l", {"neon", "vfpv4"}),
+        ("processor : 0\nisa : rv64imafdc_zicsr_zba\n", "riscv64", {"i", "m", "a", "f", "d", "c", "zba"}),
+    ],
+)
+def test_small_machines_are_known_by_their_cpuinfo(
+    cpuinfo: str, arch: str, features: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = host_like(cpuinfo, tmp_path, monkeypatch)
+    assert host.arch == arch
+    assert features <= host.cpu_features
+    lacking = incompatibilities({**load_target("armv7-neon").requirements(), "libc": None}, host)
+    if arch == "armv7l":
+        assert "needs CPU features edsp, idivt, vfp, vfpd32, which" in lacking[0]
+    else:
+        assert lacking == ["needs a processor of architecture armv7l, this machine is riscv64"]
+
+
+def test_targets_without_wheels_take_engines_ahead_of_time_alone(tmp_path: Path) -> None:
+    text = 'schema = 1\nname = "own"\nextends = "riscv64"\n[runtime]\nengines = ["onnxruntime", "tvm"]\nform = "vm"\n'
+    details = "\n".join(refused(own(tmp_path, text)).details)
+    assert "ONNX Runtime has no build for riscv64" in details
+    assert "TVM's run-time has no build for riscv64" in details
+    text = 'schema = 1\nname = "own"\nextends = "armv7-neon"\n[tvm.target]\nmabi = "lp64d"\n'
+    assert "it is for riscv64" in "\n".join(refused(own(tmp_path, text)).details)
+
+
+def test_an_arm_target_of_32_bits_says_how_floats_are_passed() -> None:
+    assert load_target("armv7-neon").tvm_target()["mfloat-abi"] == "hard"
+    assert load_target("riscv64").tvm_target()["mabi"] == "lp64d"
+    assert "mabi" not in load_target("cortex-a53").tvm_target()

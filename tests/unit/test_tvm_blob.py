@@ -35,3 +35,17 @@ def test_an_object_for_another_architecture_links_for_it(tmp_path: Path) -> None
 def test_the_object_does_not_ask_for_an_executable_stack(tmp_path: Path) -> None:
     write_object(memoryview(b""), "x86_64", tmp_path / "constants.o")
     assert ".note.GNU-stack" in read_elf(tmp_path / "constants.o").sections
+
+
+@pytest.mark.parametrize("arch", ["armv7l", "riscv64"])
+def test_an_object_links_with_compiled_code_of_architectures_whose_flags_must_agree(arch: str, tmp_path: Path) -> None:
+    write_object(memoryview(DATA), arch, tmp_path / "constants.o", "held", 64)
+    (tmp_path / "reader.c").write_text("extern const char held[];\ndouble first(double x) { return x + held[0]; }\n")
+    linker = Linker("zig-cc", arch, "")
+    linker.compile("reader.c", tmp_path)
+    linker.link(["constants.o", "reader.o"], tmp_path)
+    made = read_elf(tmp_path / "model.so")
+    assert made.machine == read_elf(tmp_path / "constants.o").machine == arch
+    assert "held" not in made.undefined
+    assert ".dynsym" in made.sections
+    assert DATA in (tmp_path / "model.so").read_bytes()

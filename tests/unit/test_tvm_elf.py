@@ -38,7 +38,7 @@ def test_versions_are_compared_as_numbers() -> None:
 
 def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"MZ" + bytes(100))
-    with pytest.raises(ValueError, match="a is not a 64-bit little-endian ELF file"):
+    with pytest.raises(ValueError, match="a is not a little-endian ELF file"):
         read_elf(tmp_path / "a")
 
 

@@ -6,13 +6,15 @@ import re
 
 from toolchain.bundle.manifest import BundleManifest
 
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
+_VARIANTS = {"aarch64": "v8", "armv7l": "v7"}
 
 
 def oci_platform(info: BundleManifest) -> dict[str, str]:
     """``{"os", "architecture"[, "variant"]}`` from the requirements and the profile of a bundle.
 
-    The variant is ``v1`` to ``v4`` for x86-64 micro-architecture levels (as GOAMD64 has it) and ``v8`` for arm64.
+    The variant is ``v1`` to ``v4`` for x86-64 micro-architecture levels (as GOAMD64 has it), ``v8`` for arm64,
+    ``v7`` for arm.
     Finer features have no place in OCI's platform (``features`` is reserved); they are in ``bundle.json``.
     """
     arch = str(info.requirements.get("arch", ""))
@@ -25,6 +27,6 @@ def oci_platform(info: BundleManifest) -> dict[str, str]:
     level = re.fullmatch(r"x86-64-(v[1-4])", model)
     if level:
         platform["variant"] = level.group(1)
-    elif arch == "aarch64":
-        platform["variant"] = "v8"
+    elif arch in _VARIANTS:
+        platform["variant"] = _VARIANTS[arch]
     return platform

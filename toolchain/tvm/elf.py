@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-MACHINES = {62: "x86_64", 183: "aarch64"}
+MACHINES = {40: "armv7l", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 """e_machine -> architecture name."""
 
 _SHT_DYNAMIC, _SHT_DYNSYM, _SHT_VERNEED = 6, 11, 0x6FFFFFFE
@@ -19,7 +19,7 @@ class ElfInfo:
     """Facts of one shared library.
 
     Attributes:
-        machine: ``"x86_64"``, ``"aarch64"`` or ``"machine N"``.
+        machine: a value of :data:`MACHINES`, or ``"machine N"``.
         needed: names of the libraries it loads (DT_NEEDED).
         undefined: names of the symbols it takes from elsewhere, sorted.
         versions: symbol versions it demands, e.g. ``"GLIBC_2.14"``, sorted.
@@ -34,6 +34,25 @@ class ElfInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where a file of one width has what: the section table's offset and its counts, and the fields of entries."""
+
+    table: str
+    table_at: int
+    counts_at: int
+    section: str
+    dynamic: str
+    symbol: str
+    symbol_section: int
+
+
+_LAYOUTS = {
+    1: _Layout("<I", 32, 46, "<IIIIIII", "<II", "<IIIBBH", 5),
+    2: _Layout("<Q", 40, 58, "<IIQQQQI", "<QQ", "<IBBHQQ", 3),
+}
+
+
+@dataclass(frozen=True, slots=True)
 class _Section:
     name: int
     kind: int
@@ -43,20 +62,19 @@ class _Section:
 
 
 def read_elf(path: Path) -> ElfInfo:
-    """Reads a 64-bit little-endian ELF file (the System V ABI's "Object Files" chapter); never its code or data.
+    """Reads a little-endian ELF file (the System V ABI's "Object Files" chapter); never its code or data.
 
     Raises:
         ValueError: not such a file.
     """
     with open(path, "rb") as file:
         header = file.read(64)
-        if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
-            raise ValueError(f"{path.name} is not a 64-bit little-endian ELF file")
-        machine = struct.unpack_from("<H", header, 18)[0]
-        table, entry, count, names_at = (
-            struct.unpack_from("<Q", header, 40)[0], *struct.unpack_from("<HHH", header, 58)
-        )  # fmt: skip
-        sections = [_section(_at(file, table + i * entry, entry)) for i in range(count)]
+        if len(header) < 64 or header[:4] != b"\x7fELF" or header[4] not in _LAYOUTS or header[5] != 1:
+            raise ValueError(f"{path.name} is not a little-endian ELF file")
+        machine, layout = struct.unpack_from("<H", header, 18)[0], _LAYOUTS[header[4]]
+        (table,) = struct.unpack_from(layout.table, header, layout.table_at)
+        entry, count, names_at = struct.unpack_from("<HHH", header, layout.counts_at)
+        sections = [_section(_at(file, table + i * entry, entry), layout) for i in range(count)]
         names = _content(file, sections[names_at])
         needed: list[str] = []
         undefined: set[str] = set()
@@ -66,10 +84,11 @@ def read_elf(path: Path) -> ElfInfo:
                 continue
             data, strings = _content(file, section), _content(file, sections[section.link])
             if section.kind == _SHT_DYNAMIC:
-                needed += [_text(strings, value) for tag, value in struct.iter_unpack("<QQ", data) if tag == _DT_NEEDED]
+                entries = struct.iter_unpack(layout.dynamic, data)
+                needed += [_text(strings, value) for tag, value in entries if tag == _DT_NEEDED]
             elif section.kind == _SHT_DYNSYM:
-                symbols = struct.iter_unpack("<IBBHQQ", data)
-                undefined |= {_text(strings, name) for name, _, _, index, _, _ in symbols if index == 0 and name}
+                symbols = struct.iter_unpack(layout.symbol, data)
+                undefined |= {_text(strings, s[0]) for s in symbols if s[layout.symbol_section] == 0 and s[0]}
             else:
                 versions |= _needed_versions(data, strings)
     return ElfInfo(
@@ -97,8 +116,8 @@ def _at(file: BinaryIO, offset: int, size: int) -> bytes:
     return file.read(size)
 
 
-def _section(data: bytes) -> _Section:
-    name, kind, _, _, offset, size, link = struct.unpack_from("<IIQQQQI", data)
+def _section(data: bytes, layout: _Layout) -> _Section:
+    name, kind, _, _, offset, size, link = struct.unpack_from(layout.section, data)
     return _Section(name, kind, offset, size, link)
 
 

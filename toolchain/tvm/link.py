@@ -22,7 +22,12 @@ from toolchain.errors import ExitCode, ToolchainError
 
 _COMMON = ("-shared", "-s", "--build-id=none", "--gc-sections")
 _LLD_EMULATION = {"x86_64": "elf_x86_64", "aarch64": "aarch64linux"}
-_ZIG_TRIPLE = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
+_ZIG_TRIPLE = {
+    "x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu", "armv7l": "arm-linux-gnueabihf",
+    "riscv64": "riscv64-linux-gnu",
+}  # fmt: skip
+_ZIG_CPU = {"armv7l": ("-mcpu=cortex_a7",)}
+"""The least processor of an architecture that code of ours is for; zig's own choice lacks NEON."""
 # zig's driver turns the undefined-behaviour sanitizer on unless it is told otherwise.
 _C_FLAGS = (
     "-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections",
@@ -39,7 +44,8 @@ class Linker:
         name: ``"cc"`` (this machine's C compiler), ``"zig"`` (lld from the ziglang package, against stubs
             that name libc and libm without versions), ``"zig-cc"`` (zig's C compiler with the profile's
             glibc), or the name of a C compiler driver on PATH, e.g. ``"aarch64-linux-gnu-gcc"``.
-        arch: ``"x86_64"`` or ``"aarch64"``.
+        arch: ``"x86_64"``, ``"aarch64"``, ``"armv7l"`` or ``"riscv64"``; the last two with ``"zig-cc"`` or a cross
+            compiler, as their code calls functions of the compiler's run-time.
         libc_min: lowest glibc that the library must load on, e.g. ``"2.28"``; "" for no limit.
     """
 
@@ -57,9 +63,12 @@ class Linker:
 
     def check(self) -> None:
         """Raises ToolchainError MISSING_TOOL if the linker isn't installed, COMPILE if it can't link for ``arch``."""
-        if self.arch not in _LLD_EMULATION:
-            allowed = ", ".join(_LLD_EMULATION)
+        if self.arch not in _ZIG_TRIPLE:
+            allowed = ", ".join(_ZIG_TRIPLE)
             raise _error(f"got the architecture {self.arch!r}; this version links for {allowed}", "target.arch")
+        if self.name == "zig" and self.arch not in _LLD_EMULATION:
+            allowed = f"linker 'zig' links for {', '.join(_LLD_EMULATION)}"
+            raise _error(f"{allowed}, not for {self.arch}", hint='set linker = "zig-cc" in the profile\'s [tvm] table')
         if self.name.startswith("zig"):
             if self.name not in ("zig", "zig-cc"):
                 raise _error(f"got linker {self.name!r}; allowed: cc, zig, zig-cc, or a C compiler on PATH")
@@ -120,7 +129,8 @@ class Linker:
         """
         if importlib.util.find_spec("ziglang") is None:
             raise _missing("a static executable needs the Python package ziglang", "pip install 'ziglang>=0.13,<0.17'")
-        driver = [sys.executable, "-m", "ziglang", "cc", "-target", _ZIG_TRIPLE[self.arch].replace("gnu", "musl")]
+        triple = _ZIG_TRIPLE[self.arch].replace("gnu", "musl")
+        driver = [sys.executable, "-m", "ziglang", "cc", "-target", triple, *_ZIG_CPU.get(self.arch, ())]
         self._call([*driver, "-static", "-s", "-Wl,--gc-sections", "-o", output, *objects, "-lm"], folder)
 
     def _stubs(self, linker: list[str], source: str, folder: Path, *, threads: bool) -> list[str]:
@@ -137,7 +147,7 @@ class Linker:
 
     def _zig_cc(self) -> list[str]:
         triple = _ZIG_TRIPLE[self.arch] + (f".{self.libc_min}" if self.libc_min else "")
-        return [sys.executable, "-m", "ziglang", "cc", "-target", triple]
+        return [sys.executable, "-m", "ziglang", "cc", "-target", triple, *_ZIG_CPU.get(self.arch, ())]
 
     def _driver(self) -> list[str]:
         return self._zig_cc() if self.name == "zig-cc" else [self.name]
