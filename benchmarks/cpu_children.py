@@ -52,21 +52,24 @@ class Workshop:
             raise Failed(self._prepared[key]["refused"])
         return self._prepared[key]
 
-    def library(self, model: Model, precision: str) -> tuple[Path, dict[str, Any]]:
+    def library(self, model: Model, precision: str, form: str = "auto") -> tuple[Path, dict[str, Any]]:
         """Our library and what building it cost; built unless this compiler has already built this file.
+
+        ``form`` "vm" is for kernels by time: the virtual machine can be watched.
 
         Raises:
             Failed: we refuse the model.
         """
         folder = Path(self.prepare(model, precision)["folder"])
-        digest = hashlib.sha256((folder / "model.onnx").read_bytes() + self.profile.encode())
-        sources = [*(ROOT / "toolchain" / "tvm").rglob("*.py"), *(ROOT / "targets").glob("*.toml")]
+        digest = hashlib.sha256((folder / "model.onnx").read_bytes() + f"{self.profile} {form}".encode())
+        runtime = (ROOT / "toolchain" / "runtime" / "edge").rglob("*.[ch]")
+        sources = [*(ROOT / "toolchain" / "tvm").rglob("*.py"), *runtime, *(ROOT / "targets").glob("*.toml")]
         for file in sorted(sources):
             digest.update(file.read_bytes())
         path = self.work / "libraries" / f"{model.name}-{digest.hexdigest()[:12]}.so"
         notes = path.with_suffix(".json")
         if not notes.is_file():
-            answer = child("cpu_ours.py", str(folder), self.profile, str(path))
+            answer = child("cpu_ours.py", str(folder), self.profile, str(path), form)
             notes.write_text(json.dumps(answer))
         answer = json.loads(notes.read_text())
         if "refused" in answer:
@@ -134,9 +137,8 @@ class Workshop:
         Raises:
             Failed: we refuse the model.
         """
-        request = self._request(model, precision, threads, ["ours"])
-        if "ours" in request["missing"]:
-            raise Failed(request["missing"]["ours"])
+        request = self._request(model, precision, threads, [])
+        request["library"] = str(self.library(model, precision, "vm")[0])
         rows: list[dict[str, Any]] = child("cpu_ops.py", threads=threads, request=request, work=self.work)
         return rows
 

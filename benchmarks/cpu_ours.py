@@ -1,6 +1,6 @@
 """Our own engine of one ONNX file, built the way the compile_tvm stage builds it, with what each step costs.
 
-``python cpu_ours.py ONNX_FOLDER PROFILE LIBRARY [DUMP_FOLDER]`` prints one line of JSON.
+``python cpu_ours.py ONNX_FOLDER PROFILE LIBRARY FORM [DUMP_FOLDER]`` prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def machine_of(profile: Any) -> Any:
     return Machine(**known, **{name: getattr(profile.cpu, name) for name in names if hasattr(profile.cpu, name)})
 
 
-def build(folder: Path, profile_name: str, output: Path, dump: Path | None = None) -> dict[str, Any]:
+def build(
+    folder: Path, profile_name: str, output: Path, form: str = "auto", dump: Path | None = None
+) -> dict[str, Any]:
     """Compile ``folder / "model.onnx"`` to ``output``; CPU seconds by step.
 
     Raises:
@@ -74,10 +76,10 @@ def build(folder: Path, profile_name: str, output: Path, dump: Path | None = Non
         [value.name for value in model.graph.input], [value.name for value in model.graph.output], {}
     )
     linker = Linker(profile.tvm.linker, profile.arch, profile.runtime.abi.min)
-    form = forms.build_library(module, machine_of(profile), notes, linker, output, interface, "auto", dump)
+    built = forms.build_library(module, machine_of(profile), notes, linker, output, interface, form, dump)
     finish()
     unscheduled = sorted(set(getattr(notes, "unscheduled", ())))
-    return {"costs": costs, "unscheduled": unscheduled, "form": form.name}
+    return {"costs": costs, "unscheduled": unscheduled, "form": built.name}
 
 
 def _time_phases(pipeline: Any, forms: Any, clock: _Clock, costs: Costs) -> Callable[[], None]:
@@ -134,9 +136,9 @@ def main() -> None:
     from toolchain.tvm.library import Refusal
 
     sys.path.insert(0, str(ROOT))
-    folder, profile, output, *dump = sys.argv[1:]
+    folder, profile, output, form, *dump = sys.argv[1:]
     try:
-        answer = build(Path(folder), profile, Path(output), Path(dump[0]) if dump else None)
+        answer = build(Path(folder), profile, Path(output), form, Path(dump[0]) if dump else None)
     except Refusal as refusal:
         answer = {"refused": str(refusal)}
     answer["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
