@@ -15,12 +15,12 @@ from toolchain.exports.source import Source, protocol_tensor
 RUNTIME = "toolchain_mlserver"
 
 
-def mlserver_tree(source: Source, *, workers: int = 1, threads: int = 0) -> Tree:
+def mlserver_tree(source: Source, *, workers: int = 0, threads: int = 0) -> Tree:
     """The folder.
 
     Args:
         source: the bundle.
-        workers: processes that run the model; MLServer's ``parallel_workers``.
+        workers: processes that run the model, MLServer's ``parallel_workers``; 0: the server's own.
         threads: of one run; 0: every processor that the process may use.
     """
     contract = source.contract

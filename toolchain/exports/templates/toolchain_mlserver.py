@@ -16,6 +16,8 @@ from toolchain.runtime import load, run_selftest
 class ToolchainRuntime(MLModel):
     """One bundle: its digests, this machine and its self-test are checked before it is ready."""
 
+    bundle = None
+
     async def load(self):
         uri = await get_model_uri(self.settings)
         extra = self.settings.parameters.extra
@@ -59,5 +61,6 @@ class ToolchainRuntime(MLModel):
         return ResponseOutput(name=name, shape=list(array.shape), datatype=to_datatype(array.dtype), data=data)
 
     async def unload(self):
-        self.bundle.close()
+        if self.bundle is not None:
+            self.bundle.close()
         return True
