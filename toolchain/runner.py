@@ -34,6 +34,10 @@ __all__ = [
 _LOG_LINES = 200
 _LOG_BYTES = 64 << 10
 _FULL_BYTES = 64 << 10  # a disk with less than this free is why a write failed
+_KILLED_HINT = (
+    "is there enough memory? --jobs 1 runs one stage at a time, a smaller calibration or batch needs less; "
+    "run again with --debug for the child's output"
+)
 _NO_SPACE = re.compile("no space left|not enough (free )?space", re.IGNORECASE)
 _CHANGED = "changed while the stage ran"
 
@@ -173,7 +177,7 @@ class Runner:
             raise ToolchainError(
                 f"the child process was {end.describe()}",
                 where=node.id,
-                hint="run again with --debug for its output",
+                hint=_KILLED_HINT if end.killed else "run again with --debug for its output",
                 code=node.failure,
                 debug=tail,
             )

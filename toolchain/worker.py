@@ -46,12 +46,17 @@ class ChildEnd:
         """Whether it could not even write its reply because the disk is full."""
         return self.reply is None and self.status == NO_SPACE_STATUS << 8
 
+    @property
+    def killed(self) -> bool:
+        """Whether SIGKILL ended it, as the kernel does to whom it takes memory back from."""
+        return os.WIFSIGNALED(self.status) and os.WTERMSIG(self.status) == signal.SIGKILL
+
     def describe(self) -> str:
-        """E.g. ``"killed by SIGSEGV"``; meaningful when there is no reply."""
+        """E.g. ``"killed by signal 11, SIGSEGV"``; meaningful when there is no reply."""
         if os.WIFSIGNALED(self.status):
             number = os.WTERMSIG(self.status)
-            name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-            return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+            name = f", {signal.Signals(number).name}" if number in set(signal.Signals) else ""
+            return f"killed by signal {number}{name}" + (" (out of memory?)" if self.killed else "")
         return f"ended with status {os.waitstatus_to_exitcode(self.status)} and no reply"
 
 

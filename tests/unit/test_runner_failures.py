@@ -31,9 +31,17 @@ def fails(bench: Bench, node: Node) -> ToolchainError:
 def test_a_crash_is_named_with_the_nodes_code_and_its_output(bench: Bench) -> None:
     node = bench.code("import ctypes; print('before', flush=True); ctypes.string_at(0)", failure=ExitCode.COMPILE)
     error = fails(bench, node)
-    assert error.what == "the child process was killed by SIGSEGV"
+    assert error.what == "the child process was killed by signal 11, SIGSEGV"
     assert (error.where, error.code) == ("code", ExitCode.COMPILE)
     assert "before" in error.debug
+
+
+def test_a_kill_for_want_of_memory_is_told_with_what_needs_less(bench: Bench) -> None:
+    node = bench.code("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", failure=ExitCode.EXPORT)
+    error = fails(bench, node)
+    assert error.what == "the child process was killed by signal 9, SIGKILL (out of memory?)"
+    assert (error.where, error.code) == ("code", ExitCode.EXPORT)
+    assert "--jobs 1" in error.hint
 
 
 def test_an_exception_is_named_with_the_nodes_code(bench: Bench) -> None:

@@ -71,8 +71,8 @@ def test_what_one_call_breaks_the_next_does_not_see(call: Call) -> None:
 @pytest.mark.parametrize(
     ("function", "request_", "words"),
     [
-        ("segfault", {}, "killed by SIGSEGV"),
-        ("kill_itself", {}, "killed by SIGKILL (out of memory?)"),
+        ("segfault", {}, "killed by signal 11, SIGSEGV"),
+        ("kill_itself", {}, "killed by signal 9, SIGKILL (out of memory?)"),
         ("exit_at_once", {"status": 3}, "ended with status 3 and no reply"),
         ("exit_at_once", {"status": 0}, "ended with status 0 and no reply"),
     ],
@@ -95,7 +95,7 @@ def test_a_child_killed_from_outside_is_described(call: Call, tmp_path: Path) ->
     child, _ = read_pids(tmp_path / "pids")
     os.kill(child, signal.SIGTERM)
     thread.join(10)
-    assert ends[0].describe() == "killed by SIGTERM"
+    assert ends[0].describe() == "killed by signal 15, SIGTERM"
 
 
 def test_a_toolchain_error_arrives_whole(call: Call) -> None:
@@ -257,7 +257,8 @@ def test_a_killed_zygote_fails_its_calls_ends_their_processes_and_is_replaced(tm
         child, plain, session, forked = read_pids(tmp_path / "pids")
         os.kill(zygote_of(call), signal.SIGKILL)
         thread.join(5)
-        assert errors[0].what == "the 'onnx' worker ended while it was needed: killed by SIGKILL (out of memory?)"
+        end = "killed by signal 9, SIGKILL (out of memory?)"
+        assert errors[0].what == f"the 'onnx' worker ended while it was needed: {end}"
         wait_until(lambda: not running([child, plain, forked]), "the child and its group end")
         os.kill(session, signal.SIGKILL)  # it had left the group, and its keeper is dead
         assert call("use_numpy").reply == {"result": {"sum": 6}}
