@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 import sys
 from collections.abc import Mapping
 from functools import cache
@@ -48,13 +49,22 @@ def tool_versions(node: Node) -> dict[str, str]:
     return distributions | {name: program_version(name) for name in stage.programs(node.options)}
 
 
+_VERSION = re.compile(r"^Version:[ \t]*(\S+)[ \t]*$", re.MULTILINE | re.IGNORECASE)
+
+
 @cache
 def installed_version(distribution: str) -> str:
-    """The version of an installed distribution, or ``"not installed"``."""
+    """The version of an installed distribution, or ``"not installed"``.
+
+    As :func:`importlib.metadata.version`, which parses all of the metadata: a build asks for a hundred of them.
+    """
     try:
-        return importlib.metadata.version(distribution)
+        found = importlib.metadata.distribution(distribution)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+    headers = (found.read_text("METADATA") or "").partition("\n\n")[0]
+    lines = _VERSION.findall(headers)
+    return lines[0] if len(lines) == 1 else found.version
 
 
 @cache
