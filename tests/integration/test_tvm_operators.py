@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from toolchain.tvm.compare import Library
 from toolchain.tvm.importer import import_model
+from toolchain.tvm.library import Refusal
 from toolchain.tvm.link import Linker, link_executable
 from toolchain.tvm.pipeline import Notes, compile_module
 
@@ -217,3 +219,23 @@ def test_reductions_over_any_axes(operator: str, axes: set[int], keep: bool) -> 
 def test_a_maximum_of_minus_infinities_is_minus_infinity() -> None:
     arrays = {"x": np.full((2, 3), -np.inf, np.float32), "axes": np.array([1])}
     assert in_tvm("ReduceMax", arrays, 1, ("axes",))[0].tolist() == [[-np.inf], [-np.inf]]
+
+
+@pytest.mark.parametrize("operator", ["LSTM", "GRU"])
+def test_a_dynamic_number_of_steps_is_refused_without_blaming_the_model(operator: str) -> None:
+    gates = {"LSTM": 4, "GRU": 3}[operator]
+    weights = {"w": np.ones((1, gates * 3, 2), np.float32), "r": np.ones((1, gates * 3, 3), np.float32)}
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["x", "w", "r"], ["y"], name="n", hidden_size=3)],
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["steps", 1, 2])],
+        [helper.make_empty_tensor_value_info("y")],
+        [numpy_helper.from_array(a, n) for n, a in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    with pytest.raises(Refusal) as caught:
+        import_model(onnx.shape_inference.infer_shapes(model))
+    told = str(caught.value)
+    assert told.startswith(f"operator {operator} (node 'n'): the number of steps or the batch is dynamic")
+    assert "this import into TVM does not support" in told
+    assert "ONNX Runtime's engine takes any length" in told

@@ -66,9 +66,9 @@ def _recurrent(node: OpNode, kind: _Kind) -> Any:
     x = node.input(0)
     if layout:
         x = node.emit(relax.op.permute_dims(x, [1, 0, 2]))
-    steps, batch = (node.shape(0)[1], node.shape(0)[0]) if layout else node.shape(0)[:2]
+    steps, batch = _sizes(node, layout)
     if not 0 < steps <= MAX_STEPS:
-        raise Unsupported(f"{steps} steps; from 1 to {MAX_STEPS} are unrolled")
+        raise Unsupported(f"{steps} steps; from 1 to {MAX_STEPS} are unrolled. ONNX Runtime's engine takes any number")
     count = node.shape(1)[0]
     outputs: list[list[Any]] = [[] for _ in range(steps)]
     finals: list[list[Any]] = [[] for _ in range(kind.states)]
@@ -87,6 +87,22 @@ def _recurrent(node: OpNode, kind: _Kind) -> Any:
         y = node.emit(relax.op.permute_dims(y, [2, 0, 1, 3]))
         lasts = [node.emit(relax.op.permute_dims(value, [1, 0, 2])) for value in lasts]
     return relax.Tuple([y, *lasts])
+
+
+def _sizes(node: OpNode, layout: int) -> tuple[int, int]:
+    """Steps and batch.
+
+    Raises:
+        Unsupported: one of them is dynamic; the model is not to blame.
+    """
+    try:
+        shape = node.shape(0)
+    except Unsupported as error:
+        raise Unsupported(
+            "the number of steps or the batch is dynamic, which this import into TVM does not support: it unrolls a "
+            "fixed number of steps (buckets of the dimension give it one). ONNX Runtime's engine takes any length"
+        ) from error
+    return (shape[1], shape[0]) if layout else (shape[0], shape[1])
 
 
 def _direction(node: OpNode, kind: _Kind, x: Any, steps: int, number: int) -> _Direction:
