@@ -111,6 +111,11 @@ class Diagnosis:
     missing: tuple[Tool, ...]
 
     @property
+    def cannot_run(self) -> tuple[str, ...]:
+        """Why bundles for this machine can't run here; empty if they can."""
+        return next(state.run for state in self.targets if state.name == "host")
+
+    @property
     def installs(self) -> tuple[str, ...]:
         """The commands that install everything that is missing, each once."""
         return tuple(dict.fromkeys(tool.install for tool in self.tools if not tool.ok))
@@ -119,6 +124,7 @@ class Diagnosis:
         host = asdict(self.host) | {"cpu_features": sorted(self.host.cpu_features)}
         return {
             "ready": not self.missing,
+            "can_run": not self.cannot_run,
             "missing": [tool.name for tool in self.missing],
             "install": list(self.installs),
             "host": host,

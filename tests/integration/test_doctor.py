@@ -48,6 +48,17 @@ def test_without_programs_it_names_them_and_what_installs_them(tmp_path: Path) -
     assert "not everything is there" in text
 
 
+def test_a_machine_that_runs_but_does_not_build_is_told_so_and_enough_with_run(tmp_path: Path) -> None:
+    done = doctor(path=str(tmp_path))
+    assert done.returncode == ExitCode.MISSING_TOOL
+    assert "this machine can run bundles, not build them" in done.stderr
+    assert "toolchain doctor --run" in done.stderr
+    done = doctor("--run", path=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "to run bundles here: everything is there" in done.stdout
+    assert json.loads(doctor("--json", path=str(tmp_path)).stdout)["can_run"] is True
+
+
 def test_without_the_build_libraries_it_asks_for_the_extra(tmp_path: Path) -> None:
     """An isolated interpreter that sees the light dependencies only, as after `pip install toolchain`."""
     import importlib.metadata
@@ -71,6 +82,10 @@ def test_without_the_build_libraries_it_asks_for_the_extra(tmp_path: Path) -> No
     assert all("no runtime is installed" in " ".join(target["run"] + target["measure"]) for target in facts["targets"])
     text = subprocess.run(command[:-1], capture_output=True, text=True, timeout=60, check=False).stdout
     assert text.count("torch: not installed") == 1
+    assert facts["can_run"] is False
+    told = subprocess.run([*command[:-1], "--run"], capture_output=True, text=True, timeout=60, check=False)
+    assert told.returncode == ExitCode.MISSING_TOOL
+    assert "bundles for this machine can't run here: no runtime is installed" in told.stderr
     assert "  every target: build: torch: not installed" in text
 
 

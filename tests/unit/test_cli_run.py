@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from helpers.bundle_samples import matrix_engine, sample_release
 
 from toolchain.cli.run import command
 from toolchain.errors import ExitCode, ToolchainError
@@ -44,3 +47,21 @@ def test_an_output_that_can_be_written_is_no_obstacle(tmp_path: Path) -> None:
     result = CliRunner().invoke(command, ["no-bundle", "in.npy", "--output", str(tmp_path / "y.npz")])
     assert isinstance(result.exception, ToolchainError)
     assert result.exception.where == "no-bundle"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([[1, 2, 3, 4]], []),
+        ([[np.nan, 2, np.inf, -np.inf]], ["input 'image' holds 1 NaN and 2 infinite of 4 values", "output 'scores'"]),
+    ],
+)
+def test_nan_and_infinity_are_told_on_standard_error(tmp_path: Path, given: list[list[float]], told: list[str]) -> None:
+    release = sample_release(tmp_path / "r", matrix_engine(tmp_path / "engine"))
+    np.save(tmp_path / "in.npy", np.array(given, np.float32))
+    result = CliRunner().invoke(command, [str(release), str(tmp_path / "in.npy"), "--json"])
+    assert result.exit_code == 0, result.output
+    assert list(json.loads(result.stdout)) == ["scores"]
+    warnings = result.stderr.splitlines()
+    assert len(warnings) == len(told)
+    assert all(line.startswith(f"warning: {start}") for line, start in zip(warnings, told, strict=True)), warnings

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--target", "targets", multiple=True, help="Build this target of the recipe only; may be repeated.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("artifacts"), show_default=True,
-              help="Folder of releases; the release goes to OUTPUT/NAME/VERSION.")  # fmt: skip
+              help="Folder of releases, relative to the current one: OUTPUT/NAME/VERSION is the release.")  # fmt: skip
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder of the stage cache [default: the user's].")
 @click.option("--jobs", type=click.IntRange(min=1), help="Stages at once [default: the number of cores].")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON.")

@@ -15,19 +15,27 @@ from toolchain.errors import ExitCode, ToolchainError
 
 @click.command()
 @click.option("--cache", "folder", type=click.Path(path_type=Path), help="Cache folder.  [default: the user's]")
+@click.option("--run", "running", is_flag=True, help="Judge by running bundles, not by building them.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(folder: Path | None, as_json: bool) -> None:
+def command(folder: Path | None, running: bool, as_json: bool) -> None:
     """Say what this machine can build, run and measure for each shipped target, and what to install for the rest.
 
-    Ends with exit code 40 when something is missing to build for this machine, even if bundles run here:
-    a machine that only runs them needs one runtime, see the column 'run here'.
+    Ends with exit code 40 when something is missing to build for this machine; with --run, when no runtime is
+    there to run a bundle: a machine that only runs them needs nothing else.
     """
     found = examine(folder or default_folder())
     click.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join(_lines(found)))
-    if found.missing:
+    if running:
+        if found.cannot_run:
+            raise ToolchainError(
+                f"bundles for this machine can't run here: {'; '.join(found.cannot_run)}", code=ExitCode.MISSING_TOOL
+            )
+    elif found.missing:
         raise ToolchainError(
+            f"{'' if found.cannot_run else 'this machine can run bundles, not build them; '}"
             f"missing to build for this machine: {', '.join(tool.name for tool in found.missing)}",
-            hint="; ".join(dict.fromkeys(tool.install for tool in found.missing)),
+            hint="; ".join(dict.fromkeys(tool.install for tool in found.missing))
+            + ("" if found.cannot_run else "; or, if it shall only run bundles: toolchain doctor --run"),
             code=ExitCode.MISSING_TOOL,
         )
 
@@ -52,6 +60,7 @@ def _lines(found: Diagnosis) -> Iterator[str]:
     if found.installs:
         yield from ("", "commands that install the rest", *(f"  {line}" for line in found.installs))
     yield ""
+    yield f"to run bundles here: {'; '.join(found.cannot_run) or 'everything is there'}"
     yield f"to build for this machine: {'not everything is there' if found.missing else 'everything is there'}"
 
 

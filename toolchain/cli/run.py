@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from toolchain.errors import ExitCode, ToolchainError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @click.command()
@@ -22,7 +27,8 @@ def command(
 ) -> None:
     """Run BUNDLE (a release's folder, or FOLDER@TARGET) on INPUTS.
 
-    Each of INPUTS is FILE or NAME=FILE: .npy, .npz, .json or an image.
+    Each of INPUTS is FILE or NAME=FILE: .npy, .npz, .json or an image.  NaN and infinity, in what goes in or comes out,
+    are told on standard error; they are no mistake of themselves.
     """
     import numpy as np
 
@@ -32,8 +38,12 @@ def command(
     if output is not None:
         _check_output(output)
     with load(bundle, target, threads) as model:
-        results = model.run(read_inputs(inputs, model.contract))
+        arrays = read_inputs(inputs, model.contract)
+        results = model.run(arrays)
         info = model.info
+    for kind, tensors in (("input", arrays), ("output", results)):
+        for line in _not_finite(kind, tensors):
+            click.echo(f"warning: {line}", err=True)
     if output is not None:
         with storage_errors(output), open(output, "wb") as file:
             np.savez(file, **results)  # type: ignore[arg-type]
@@ -48,6 +58,19 @@ def command(
             text = np.array2string(row, precision=4, threshold=16, max_line_width=100)
             best = f"  largest: {int(np.argmax(row))}" if row.size > 1 and array.ndim == 2 else ""
             click.echo(f"  {text}{best}")
+
+
+def _not_finite(kind: str, arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """A line for each array that holds NaN or infinity."""
+    import numpy as np
+
+    for name, array in arrays.items():
+        if array.dtype.kind != "f":
+            continue
+        counts = {"NaN": int(np.isnan(array).sum()), "infinite": int(np.isinf(array).sum())}
+        told = " and ".join(f"{count} {what}" for what, count in counts.items() if count)
+        if told:
+            yield f"{kind} {name!r} holds {told} of {array.size} values"
 
 
 def _check_output(path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolchain.report import HEADER, evidence_lines, measured_lines, race_cells
@@ -58,8 +60,14 @@ def result_lines(result: BuildResult) -> list[str]:
         lines.append("")
     if result.release:
         state = "unchanged" if result.unchanged else "written"
-        lines.append(f"release {result.release} {state}, {result.digest}")
+        lines.append(f"release {shown_path(result.release)} {state}, {result.digest}")
     return lines
+
+
+def shown_path(path: Path) -> str:
+    """A path as a user of this directory would write it: relative to it if inside, else absolute."""
+    absolute, here = Path(os.path.abspath(path)), Path.cwd()
+    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
 
 
 def explain_lines(result: BuildResult) -> list[str]:

@@ -2,61 +2,98 @@
 
 from __future__ import annotations
 
+import json
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from toolchain.errors import ExitCode, ToolchainError
+
+if TYPE_CHECKING:
+    from toolchain.bundle.read import BundleRef
 
 
 @click.command()
 @click.argument("subject")
 @click.option("--reproduce", is_flag=True, help="SUBJECT is a recipe: build it twice in different folders and compare.")
 @click.option("--target", "targets", multiple=True, help="Only this target; may be repeated.")
-def command(subject: str, reproduce: bool, targets: tuple[str, ...]) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, also of what failed.")
+def command(subject: str, reproduce: bool, targets: tuple[str, ...], as_json: bool) -> None:
     """Check the digests of SUBJECT (a release's folder, or FOLDER@TARGET) and run its self-tests.
 
     Bundles for other machines than this one have their digests checked only, and the output says so.
     """
-    if reproduce:
-        _reproduce(Path(subject), targets)
-        return
+    found: dict[str, Any] = {"subject": subject, "ok": False}
+    try:
+        if reproduce:
+            _reproduce(Path(subject), targets, found, as_json)
+        else:
+            _verify(subject, targets, found, as_json)
+        found["ok"] = True
+    except ToolchainError as error:
+        found |= {"exit_code": int(error.code), "error": error.to_json()}
+        raise
+    finally:
+        if as_json:
+            click.echo(json.dumps(found, indent=2))
+
+
+def _verify(subject: str, targets: tuple[str, ...], found: dict[str, Any], quiet: bool) -> None:
+    """Fills ``found`` in bundle by bundle, and prints a line for each unless it is to be ``quiet``."""
     from toolchain.bundle.read import open_release
     from toolchain.bundle.resolve import resolve, split_reference
 
     path, target = split_reference(subject)
     bundles = (resolve(subject),) if target else open_release(path).bundles
+    rows: list[dict[str, Any]] = []
+    found["bundles"] = rows
     for bundle in bundles:
         if targets and bundle.target not in targets:
             continue
         bundle.verify()
-        click.echo(f"{bundle.target}: {len(bundle.files)} files match their digests; {_selftest(bundle.reference)}")
+        row = {"target": bundle.target, "digest": bundle.digest, "files": len(bundle.files)}
+        rows.append(row | {"selftest": _selftest(bundle)})
+        if not quiet:
+            click.echo(f"{bundle.target}: {row['files']} files match their digests; {_told(rows[-1]['selftest'])}")
 
 
-def _selftest(reference: str) -> str:
+def _selftest(bundle: BundleRef) -> dict[str, Any]:
+    """``state`` is ``"passed"``, ``"not run"`` (with the ``reason``) or ``"none"``.
+
+    Raises:
+        ToolchainError: GATE_FIDELITY, it failed.
+    """
     from toolchain.runtime import load, run_selftest
 
     try:
-        model = load(reference)
+        model = load(bundle.reference)
     except ToolchainError as error:
         if error.code is ExitCode.INCOMPATIBLE_HOST:
-            return f"self-test not run: {error.what}"
+            return {"state": "not run", "reason": error.what}
         raise
     with model:
         if "selftest.npz" not in model.bundle.files:
-            return "it has no self-test"
+            return {"state": "none"}
         result = run_selftest(model, BytesIO(model.bundle.read("selftest.npz")))
     if not result.passed:
         raise ToolchainError(
-            "the self-test failed", where=reference, details=result.problems, code=ExitCode.GATE_FIDELITY
+            "the self-test failed", where=bundle.reference, details=result.problems, code=ExitCode.GATE_FIDELITY
         )
-    worst = max((check.max_abs_error for check in result.outputs), default=0.0)
-    return f"self-test passed, largest error {worst:.3g}"
+    return {"state": "passed", "max_abs_error": max((check.max_abs_error for check in result.outputs), default=0.0)}
 
 
-def _reproduce(recipe: Path, targets: tuple[str, ...]) -> None:
+def _told(selftest: dict[str, Any]) -> str:
+    if selftest["state"] == "passed":
+        return f"self-test passed, largest error {selftest['max_abs_error']:.3g}"
+    return f"self-test not run: {selftest['reason']}" if selftest["state"] == "not run" else "it has no self-test"
+
+
+def _reproduce(recipe: Path, targets: tuple[str, ...], found: dict[str, Any], quiet: bool) -> None:
     from toolchain.reproduce import reproduce
 
     result = reproduce(recipe, targets, lambda text: click.echo(text, err=True))
-    click.echo(f"reproducible: {result.files} files in two builds are identical; {result.first}")
+    found |= {"files": result.files, "digest": result.first}
+    if not quiet:
+        click.echo(f"reproducible: {result.files} files in two builds are identical; {result.first}")
