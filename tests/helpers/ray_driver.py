@@ -2,7 +2,8 @@
 
     python ray_driver.py PORT REQUESTS KILLS
 
-with the application's folder on PYTHONPATH.  Prints one JSON line: requests answered, those lost, replicas killed, how many replicas there were at most.
+with the application's folder on PYTHONPATH.  Prints one JSON line: requests answered rightly, those lost, replicas
+killed, the most replicas seen, and the status of a request that does not fit.
 """
 
 import json

@@ -113,11 +113,12 @@ def _fill(tree: Tree, folder: Path, programs: frozenset[str]) -> None:
     folder.chmod(0o755)
     for name, blob in sorted(tree.items()):
         path = folder / name
-        for parent in reversed(path.relative_to(folder).parents[:-1]):
-            (folder / parent).mkdir(mode=0o755, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         _write(blob, path)
         path.chmod(0o755 if name in programs else 0o644)
     for inner in sorted(p for p in folder.rglob("*") if p.is_dir()):
+        # Whatever the mask: a server often runs as another user.
+        inner.chmod(0o755)
         sync_folder(inner)
 
 
