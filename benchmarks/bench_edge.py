@@ -24,7 +24,8 @@ from cpu_report import machine  # noqa: E402
 from edge_parts import Engine, Parts  # noqa: E402
 
 ARM = ("cortex-a53", "cortex-a72", "cortex-a76", "neoverse-n1")
-NATIVE = "x86-64-v3"
+X86 = "x86-64-v3"
+NATIVE = "host"
 MODELS = ("mobilenet_v2", "resnet18", "digits", "minilm_b1_s16")
 PRECISIONS = ("fp32", "int8-static")
 PARTS = ("sizes", "native", "instructions")
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(report.heading(results["machine"]), flush=True)
     wanted = options.part or PARTS
     if "sizes" in wanted:
-        results["sizes"] = _sizes(parts, chosen[:1], (*(options.profile or ARM), NATIVE))
+        results["sizes"] = _sizes(parts, chosen[:1], (*(options.profile or ARM), X86))
     if "native" in wanted:
         results["native"] = _native(parts, chosen, options)
     if "instructions" in wanted:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import platform
+import resource
 import statistics
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cpu_children import Failed
 from edge_parts import Engine, Parts, folder_bytes, library_in, native_onnxruntime
 from helpers.emulated import EmulatedMachine
+
+MORE = 10
+"""Inferences more, to tell what one takes."""
 
 RUNTIME_FILES = ("libtoolchain_runtime.so", "bundle-run")
 
@@ -38,18 +43,15 @@ def sizes_of(parts: Parts, engine: Engine) -> dict[str, Any]:
 
 def native(parts: Parts, engine: Engine, threads: int, runs: int, rounds: int) -> dict[str, Any]:
     """Both runtimes on this machine, by turns: medians over ``rounds`` processes."""
-    bundle = parts.bundle(engine)
-    ours = [str(parts.runner(engine.profile)["bundle-run"]), "bench", str(bundle), "--threads", str(threads)]
+    bundle, runner = parts.bundle(engine), parts.runner(engine.profile)["bundle-run"]
+    ours = [str(runner), "bench", str(bundle), "--threads", str(threads)]
     program = parts.onnxruntime_program(platform.machine())
-    program_of_runner = parts.runner(engine.profile)["bundle-run"]
-    program_of_runner.chmod(0o755)
     library = native_onnxruntime()
     rows: dict[str, list[dict[str, float]]] = {"ours": [], "onnxruntime": []}
     for _ in range(rounds):
-        # One run after the first one: what the process takes but for that one is its start to its first result.
-        rows["ours"].append(_started([*ours, "--warmup", "0", "--runs", "1"], later=1))
-        theirs = [str(program), *engine.onnxruntime_arguments(library, threads, 1)]
-        rows["onnxruntime"].append(_started(theirs, later=0))
+        rows["ours"].append(_start_of_ours([*ours, "--warmup", "0", "--runs"]))
+        wall, cpu, _ = _timed([str(program), *engine.onnxruntime_arguments(library, threads, 1)])
+        rows["onnxruntime"].append({"start_ms": wall, "start_cpu_ms": cpu})
         for name, command in (
             ("ours", [*ours, "--runs", str(runs)]),
             ("onnxruntime", [str(program), *engine.onnxruntime_arguments(library, threads, runs)]),
@@ -72,11 +74,23 @@ def native(parts: Parts, engine: Engine, threads: int, runs: int, rounds: int) -
     }
 
 
-def _started(command: list[str], later: int) -> dict[str, float]:
-    start = time.perf_counter()
+def _start_of_ours(command: list[str]) -> dict[str, float]:
+    """From the start of a process to its first result, in milliseconds on the clock and of CPU time.
+
+    ``bundle-run bench`` runs once more after the first time, at least: what that takes is taken off again.
+    """
+    wall, cpu, done = _timed([*command, "1"])
+    _, more_cpu, _ = _timed([*command, str(1 + MORE)])
+    return {"start_ms": wall - done["median_ms"], "start_cpu_ms": cpu - (more_cpu - cpu) / MORE}
+
+
+def _timed(command: list[str]) -> tuple[float, float, Any]:
+    """Milliseconds on the clock and of CPU time that a process takes, and what it prints."""
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = _json_of(command)
-    wall = (time.perf_counter() - start) * 1e3
-    return {"start_ms": wall - later * done["median_ms"], "load_ms": done["load_ms"], "first_ms": done["first_ms"]}
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return wall * 1e3, cpu * 1e3, done
 
 
 def _json_of(command: list[str]) -> Any:
@@ -92,27 +106,32 @@ def _json_of(command: list[str]) -> Any:
 
 
 def instructions(parts: Parts, engine: Engine, cpu: str, runs: int) -> dict[str, Any]:
-    """Instructions of one inference on one thread: of 2N runs less those of N, so that starts cancel out."""
+    """Instructions of one inference on one thread: of 2N runs less those of N, so that starts cancel out.
+
+    The numbers repeat exactly, so they are kept with what they are of.
+    """
     machine = EmulatedMachine(cpu)
     row: dict[str, Any] = {"model": engine.model.name, "precision": engine.precision, "profile": engine.profile}
+    program, library = parts.onnxruntime_program("aarch64"), emulated_onnxruntime(cpu)
+
+    def theirs(count: int) -> int:
+        # The first run allocates, and in the second one its memory is rearranged.
+        return machine.root_instructions([program, *engine.onnxruntime_arguments(library, 1, 2 + count)])
+
     try:
-        counts = [machine.instructions([engine.folder / "probe", str(n)]) for n in (runs, 2 * runs)]
-        row["ours"] = (counts[1] - counts[0]) / runs
-        row["onnxruntime"] = _onnxruntime_instructions(parts, engine, machine, runs)
+        mine = engine.folder / f"instructions-{cpu}-{runs}.json"
+        row["ours"] = _counted(mine, runs, lambda n: machine.instructions([engine.folder / "probe", str(n)]))
+        other = engine.onnx.parent / f"instructions-{cpu}-{runs}-{library.name}.json"
+        row["onnxruntime"] = _counted(other, runs, theirs)
     except subprocess.CalledProcessError as error:
-        row["failed"] = f"{Path(error.cmd[-2]).name} ended with {error.returncode}: {(error.stderr or '')[-200:]}"
+        row["failed"] = f"a counted program ended with {error.returncode}: {(error.stderr or '')[-200:]}"
     return row
 
 
-def _onnxruntime_instructions(parts: Parts, engine: Engine, machine: EmulatedMachine, runs: int) -> float:
-    program = parts.onnxruntime_program("aarch64")
-    library = emulated_onnxruntime(machine.cpu)
-    counts = [
-        # The first run allocates, and in the second one its memory is rearranged.
-        machine.root_instructions([program, *engine.onnxruntime_arguments(library, 1, 2 + n)])
-        for n in (runs, 2 * runs)
-    ]
-    return (counts[1] - counts[0]) / runs
+def _counted(kept: Path, runs: int, count: Callable[[int], int]) -> float:
+    if not kept.is_file():
+        kept.write_text(json.dumps((count(2 * runs) - count(runs)) / runs))
+    return float(json.loads(kept.read_text()))
 
 
 def emulated_onnxruntime(cpu: str) -> Path:

@@ -7,6 +7,8 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,10 +62,13 @@ class Parts:
 
         self.work = (work or user_cache_path("toolchain") / "bench-edge").absolute()
         self.work.mkdir(parents=True, exist_ok=True)
-        self._sources = _digest(
-            *(ROOT / "toolchain" / "tvm").rglob("*.py"), *(ROOT / "targets").glob("*.toml"),
-            *(ROOT / "toolchain" / "runtime" / "edge").rglob("*.[chp]*"), *HERE.glob("edge_*"),
-        )  # fmt: skip
+        edge = ROOT / "toolchain" / "runtime" / "edge"
+        linked = [edge / "src" / name for name in ("engine.c", "engine.h", "threads.c")]
+        probe = [HERE / name for name in ("edge_build.py", "edge_probe.c", "edge_fill.h")]
+        compiler = [*(ROOT / "toolchain" / "tvm").rglob("*.py"), *(ROOT / "targets").glob("*.toml")]
+        self._engine_sources = _digest(*compiler, *linked, edge / "include" / "toolchain_model.h", *probe)
+        self._runner_sources = _digest(edge / "build.py", *edge.rglob("*.[ch]"))
+        self._program_sources = _digest(HERE / "edge_ort.c", HERE / "edge_fill.h", HERE / "edge_parts.py")
 
     def engine(self, model: Model, precision: str, profile: str) -> Engine:
         """Ours, built unless this compiler has already built this file.
@@ -72,15 +77,14 @@ class Parts:
             Failed: the model is refused.
         """
         onnx = Path(Workshop(self.work, profile, False).prepare(model, precision)["folder"])
-        key = _digest(onnx / "model.onnx", extra=profile + self._sources)
+        key = _digest(onnx / "model.onnx", extra=profile + self._engine_sources)
         folder = self.work / "engines" / f"{model.name}-{precision}-{profile}-{key}"
-        if not folder.is_dir():
-            part = folder.with_name(folder.name + ".part")
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
+
+        def make(part: Path) -> None:
             facts = child("edge_build.py", str(onnx), profile, str(part))
             (part / "facts.json").write_text(json.dumps(facts))
-            part.rename(folder)
+
+        _once(folder, make)
         facts = json.loads((folder / "facts.json").read_text())
         if "refused" in facts:
             raise Failed(facts["refused"])
@@ -92,11 +96,9 @@ class Parts:
         from toolchain.target import load_target
 
         target = load_target(profile)
-        libc = f"{target.runtime.abi.libc}:{target.runtime.abi.min}"
-        folder = self.work / "runners" / f"{target.arch}-{libc}-{self._sources}"
-        if not folder.is_dir():
-            build_runner(target.arch, libc, "zig", folder.with_name(folder.name + ".part"))
-            folder.with_name(folder.name + ".part").rename(folder)
+        libc = target.runtime.abi.libc + (f":{target.runtime.abi.min}" if target.runtime.abi.min else "")
+        folder = self.work / "runners" / f"{target.arch}-{libc}-{self._runner_sources}"
+        _once(folder, lambda part: build_runner(target.arch, libc, "zig", part))
         return {path.name: path for path in sorted(folder.iterdir())}
 
     def bundle(self, engine: Engine) -> Path:
@@ -130,15 +132,31 @@ class Parts:
 
     def onnxruntime_program(self, arch: str) -> Path:
         """The program ``edge_ort`` for an architecture."""
-        folder = self.work / "programs" / f"{arch}-{self._sources}"
-        folder.mkdir(parents=True, exist_ok=True)
-        program = folder / "edge_ort"
-        if not program.is_file():
-            zig = [sys.executable, "-m", "ziglang", "cc", "-target", f"{arch}-linux-gnu.2.28"]
-            flags = ["-O2", "-std=c11", "-D_GNU_SOURCE", "-fno-sanitize=undefined", "-s"]
-            sources = [str(HERE / "edge_ort.c"), "-o", str(program), "-ldl"]
-            subprocess.run([*zig, *flags, *sources], check=True, capture_output=True)
-        return program
+        folder = self.work / "programs" / f"{arch}-{self._program_sources}"
+        zig = [sys.executable, "-m", "ziglang", "cc", "-target", f"{arch}-linux-gnu.2.28"]
+        flags = ["-O2", "-std=c11", "-D_GNU_SOURCE", "-fno-sanitize=undefined", "-s", str(HERE / "edge_ort.c")]
+        # Those that bundle-run and engines name: what loading them takes is no memory of a model's.
+        libraries = ["-Wl,--no-as-needed", "-ldl", "-lm", "-lpthread", "-o"]
+
+        def make(part: Path) -> None:
+            subprocess.run([*zig, *flags, *libraries, str(part / "edge_ort")], check=True, capture_output=True)
+
+        _once(folder, make)
+        return folder / "edge_ort"
+
+
+def _once(folder: Path, make: Callable[[Path], object]) -> None:
+    """Lets ``make`` fill the folder unless it is there; it appears whole or not at all."""
+    if folder.is_dir():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        make(part)
+        if not folder.is_dir():
+            part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def folder_bytes(folder: Path) -> int:

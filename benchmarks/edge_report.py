@@ -44,11 +44,12 @@ def sizes_line(row: Mapping[str, Any]) -> str:
 
 def native_head(profile: str, threads: int) -> str:
     return (
-        f"\nOn this machine, profile {profile}, {threads} thread(s); ours / ONNX Runtime's C library, medians\n"
+        f"\nOn this machine, profile {profile}, {threads} thread(s); ours / ONNX Runtime's C library, medians of "
+        "processes\n"
         f"(goals: start of mobilenet_v2 < {START_GOAL_MS:g} ms; peak memory, less that of a process that does nothing, "
         f"<= {PEAK_GOAL:g} x (weights + arena))\n\n"
-        f"{'model':<14}{'precision':<13}{'start to first ms':>19}{'median ms':>18}{'peak MB':>16}{'bare MB':>9}"
-        f"{'weights':>9}{'arena':>7}{'least':>7}{'peak/planned':>14}  goals"
+        f"{'model':<14}{'precision':<13}{'start to first ms':>19}{'in CPU ms':>16}{'median ms':>18}{'peak MB':>16}"
+        f"{'bare MB':>9}{'weights':>9}{'arena':>7}{'least':>7}{'peak/planned':>14}  goals"
     )
 
 
@@ -58,9 +59,14 @@ def native_line(row: Mapping[str, Any]) -> str:
     ours, theirs = row["ours"], row["onnxruntime"]
     goals = {}
     if row["model"] == "mobilenet_v2":
-        goals = {"start": ours["start_ms"] < START_GOAL_MS, "peak": row["peak_ratio"] <= PEAK_GOAL}
+        goals = {
+            "start": ours["start_ms"] < START_GOAL_MS,
+            "start in CPU time": ours["start_cpu_ms"] < START_GOAL_MS,
+            "peak": row["peak_ratio"] <= PEAK_GOAL,
+        }
     return (
         f"{row['model']:<14}{row['precision']:<13}{_pair(ours['start_ms'], theirs['start_ms'], 1):>19}"
+        f"{_pair(ours['start_cpu_ms'], theirs['start_cpu_ms'], 1):>16}"
         f"{_pair(ours['median_ms'], theirs['median_ms'], 3):>18}"
         f"{_pair(ours['peak_kb'] / 976.5625, theirs['peak_kb'] / 976.5625, 1):>16}{row['bare_kb'] / 976.5625:>9.1f}"
         f"{row['weight_bytes'] / 1e6:>9.2f}{row['arena_bytes'] / 1e6:>7.2f}{row['least_arena_bytes'] / 1e6:>7.2f}"

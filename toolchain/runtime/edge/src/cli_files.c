@@ -61,8 +61,10 @@ static int32_t invent_one(tc_bundle *bundle, const cli_options *options, const t
   tcr_array array;
   int32_t status = declared(bundle, options, info, &array, problem);
   if (status != TC_OK) return status;
-  run->files[index] = calloc(1, array.bytes + 1);
+  const size_t room = (array.bytes / TC_ALIGNMENT + 1) * TC_ALIGNMENT; /* aligned, or each run would copy it */
+  run->files[index] = aligned_alloc(TC_ALIGNMENT, room);
   if (run->files[index] == NULL) return tcr_no_memory(problem, array.bytes, info->name);
+  memset(run->files[index], 0, room);
   uint32_t state = 1;
   for (size_t i = 0; info->dtype == TC_FLOAT32 && i < array.bytes / 4; i++) {
     state = state * 1664525u + 1013904223u;
