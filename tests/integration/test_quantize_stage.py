@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,18 @@ def test_float16_keeps_an_operator_that_makes_the_model_invalid_in_float32_and_n
     feed = {"x": floats(5, 2, 6, 8, scale=1), "mask": mask}
     wanted, got = (run_onnx(folder / "model.onnx")(feed)["y"] for folder in (model, tmp_path / "out/onnx"))
     np.testing.assert_allclose(got, wanted, atol=0.01)
+
+
+@pytest.mark.parametrize("make", [cnn, masked_attention])
+def test_float16_is_the_same_without_the_converters_own_inference_as_for_models_over_2_gb(
+    tmp_path: Path, make: Callable[[Path], Path]
+) -> None:
+    from toolchain.quantize.float16 import _convert
+    from toolchain.quantize.model import load_prepared
+
+    folder = make(tmp_path / "model")
+    results = [_convert(load_prepared(folder), [], infer)[0] for infer in (True, False)]
+    assert len({result.SerializeToString(deterministic=True) for result in results}) == 1
 
 
 def test_nodes_around_values_beyond_the_range_of_float16_stay_float32(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolchain.quantize.model import (
+    byte_limit_exceeded,
     byte_size,
     find_problem,
     quiet,
@@ -82,7 +83,7 @@ def convert_float16(
         # itself, and inserts casts around those without end.
         blocked = [*nodes, *(node.name for node in model.graph.node if node.op_type in kept)]
         try:
-            converted, clamped = _convert(copy, blocked)
+            converted, clamped = _convert(copy, blocked, infer=not byte_limit_exceeded(copy))
         except Exception as error:  # the converter raises bare ValueError, KeyError and IndexError
             problem = f"the converter failed: {type(error).__name__}: {error}"
             break
@@ -98,12 +99,15 @@ def convert_float16(
     return Float16Result(problem, tuple(kept), nodes, clamped, size, size)
 
 
-def _convert(model: onnx.ModelProto, blocked: list[str]) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+def _convert(model: onnx.ModelProto, blocked: list[str], infer: bool = True) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """``infer``: let the converter infer types once more; it does so with all weights in one protobuf message."""
     from onnxconverter_common import float16
 
     with warnings.catch_warnings(record=True) as caught, quiet():
         warnings.simplefilter("always")
-        converted = float16.convert_float_to_float16(model, keep_io_types=True, node_block_list=blocked)
+        converted = float16.convert_float_to_float16(
+            model, keep_io_types=True, disable_shape_infer=not infer, node_block_list=blocked
+        )
     messages = dict.fromkeys(str(w.message) for w in caught if "truncated" in str(w.message))
     sort_topologically(converted.graph)
     return converted, tuple(messages)
