@@ -201,7 +201,7 @@ def _address(array: np.ndarray) -> int:
 
 def _model_of(path: Path) -> _Model:
     try:
-        library = ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(path.absolute()))  # a name without a slash would be searched for
         entry = library.toolchain_model
     except (OSError, AttributeError) as error:
         raise NativeError(str(error)) from error
