@@ -47,7 +47,14 @@ def repositories(releases: dict[str, Path], tmp_path_factory: pytest.TempPathFac
     settings.write_text(
         "schema = 1\n[defaults]\ninstances = 2\nthreads = 1\nmax_batch_size = 8\nqueue_delay_us = 2000\n"
     )
-    options = {"buckets": ["--settings", str(settings)], "aot": ["--response-cache"], "onnx": ["--python-backend"]}
+    labels = folder / "labels.txt"
+    labels.write_text("cat\ndog\nowl\n")
+    options = {
+        "buckets": ["--settings", str(settings)],
+        "tvm": ["--labels", str(labels)],
+        "aot": ["--response-cache"],
+        "onnx": ["--python-backend"],
+    }
     for name, release in releases.items():
         done = exported("triton", release, folder / name, "--name", name, *options.get(name, []))
         assert done.returncode == 0, done.stderr
@@ -172,6 +179,15 @@ def test_requests_that_come_together_are_run_as_one_and_a_wrong_one_fails_alone(
     with pytest.raises(InferenceServerException, match="16"):
         asked(http, triton.http, "tokens", {"tokens": np.zeros((1, 17, 4), "f"), "mask": np.zeros((1, 17), "f")})
     assert asked(http, triton.http, "tokens", inputs_of("tokens", 1))["pooled"].shape == (1, 4)
+
+
+def test_classes_are_answered_with_their_labels(triton: Triton) -> None:
+    with http.InferenceServerClient(triton.http) as client:
+        tensor = http.InferInput("image", [1, 4], "FP32")
+        tensor.set_data_from_numpy(np.ones((1, 4), np.float32))
+        answer = client.infer("tvm", [tensor], outputs=[http.InferRequestedOutput("scores", class_count=1)])
+    [[best]] = answer.as_numpy("scores")
+    assert best.decode().split(":")[1:] == ["2", "owl"]
 
 
 def test_equal_requests_are_answered_from_the_cache_where_it_was_asked_for(triton: Triton) -> None:

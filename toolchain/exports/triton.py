@@ -3,7 +3,7 @@
 ::
 
     DIR/NAME/config.pbtxt
-    DIR/NAME/warmup/INPUT            recorded inputs, raw
+    DIR/NAME/warmup/input-0          recorded inputs, raw
     DIR/NAME/labels-0.txt            where labels were given
     DIR/NAME/NUMBER/model.onnx       for Triton's onnxruntime backend, or
     DIR/NAME/NUMBER/model.py         for its python backend: with toolchain_engine.py and engine/
@@ -21,7 +21,7 @@ from toolchain.errors import ExitCode, ToolchainError, did_you_mean
 from toolchain.exports.files import Tree, text_file
 from toolchain.exports.source import Source, numbered
 from toolchain.exports.standalone import standalone_source
-from toolchain.exports.triton_config import ONNXRUNTIME, PYTHON, Plan, Serving, config_text, largest_batch
+from toolchain.exports.triton_config import ONNXRUNTIME, PYTHON, Plan, Serving, config_text, largest_batch, warmup_files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,8 +68,8 @@ def triton_tree(
     )
     tree = {f"{source.name}/{number}/{name}": blob for name, blob in files.items()}
     tree[f"{source.name}/config.pbtxt"] = text_file(config_text(source, plan))
-    for name, array in recorded.items():
-        tree[f"{source.name}/warmup/{name}"] = blob_of_bytes(array.astype(array.dtype.newbyteorder("<")).tobytes())
+    for file, array in zip(warmup_files(source.contract), recorded.values(), strict=False):
+        tree[f"{source.name}/warmup/{file}"] = blob_of_bytes(array.astype(array.dtype.newbyteorder("<")).tobytes())
     for output, lines in named.items():
         tree[f"{source.name}/{plan.labels[output]}"] = text_file("\n".join(lines) + "\n")
     return tree
@@ -117,9 +117,10 @@ def _python_files(source: Source) -> dict[str, Blob]:
 def _warmup(source: Source) -> Mapping[str, np.ndarray]:
     """The recorded inputs; the first row where Triton knows of batches."""
     arrays = source.recorded_inputs()
-    if not arrays or any("/" in name for name in arrays):
+    if not arrays:
         return {}
-    return {name: array[:1] for name, array in arrays.items()} if largest_batch(source.contract) else arrays
+    most = largest_batch(source.contract)
+    return {spec.name: arrays[spec.name][:1] if most else arrays[spec.name] for spec in source.contract.inputs}
 
 
 def _labels(source: Source, text: str) -> tuple[str, list[str]]:

@@ -175,9 +175,14 @@ def _set_batching(pb: Any, batching: Any, serving: Serving, most: int) -> None:
 def _set_warmup(pb: Any, config: Any, contract: Contract, arrays: Mapping[str, np.ndarray], most: int) -> None:
     """One recorded request; its raw tensors lie in files below ``warmup/``."""
     warmup = config.model_warmup.add(name="recorded", batch_size=1 if most else 0)
-    for spec in contract.inputs:
+    for spec, file in zip(contract.inputs, warmup_files(contract), strict=True):
         shape = arrays[spec.name].shape
         entry = warmup.inputs[spec.name]
         entry.data_type = pb.DataType.Value(_data_type(spec.dtype))
         entry.dims.extend(shape[1:] if most else shape)
-        entry.input_data_file = spec.name
+        entry.input_data_file = file
+
+
+def warmup_files(contract: Contract) -> list[str]:
+    """A file for each input; not by its name, which may be none of a file."""
+    return [f"input-{index}" for index in range(len(contract.inputs))]
