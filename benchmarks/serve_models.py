@@ -34,7 +34,7 @@ def small_model(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
-def contract_of(model: onnx.ModelProto, most: int = 64, other: int = 512) -> dict[str, Any]:
+def contract_of(model: onnx.ModelProto, most: int = 64, other: int = 1 << 16) -> dict[str, Any]:
     """A contract for a model whose first dynamic axis, named batch, counts rows; any other goes up to ``other``."""
     dims: dict[str, Any] = {}
     tensors: dict[str, list[dict[str, Any]]] = {}
