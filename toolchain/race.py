@@ -6,6 +6,7 @@ leaves the race early (its count of runs says so) and still gets its figures.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -70,7 +71,7 @@ def race(racers: Mapping[str, Racer], runs: int, warmup: int, max_seconds: float
 
 def quantile(ordered: list[float], share: float) -> float:
     """Nearest-rank quantile of sorted values."""
-    return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered) + 0.5) - 1))]
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def write_sample(evaluation: Path, contract: Mapping[str, Any], sizes: Mapping[str, int], path: Path) -> None:

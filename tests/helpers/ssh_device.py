@@ -1,26 +1,28 @@
 """An emulated device behind a real SSH server on the loopback address.
 
-    with SshDevice(tmp_path, "cortex-a76") as device:
+    with SshDevice(tmp_path / "device") as device:
         device.address          # user@127.0.0.1:PORT; device.environment has the ssh configuration to reach it
 
 ``sshd`` is OpenSSH's, from a package that is unpacked without root rights.  What a session runs sees the processor of
-QEMU's ``-cpu``, and aarch64 programs run in QEMU: ``device_shim.c``, preloaded into the session, does what a kernel with
-binfmt_misc would.  Times are no times there, so the session says that it is emulated.
+QEMU's ``-cpu``, and aarch64 programs run in QEMU: ``device_shim.c``, preloaded into the session, does what a kernel
+with binfmt_misc would.  Times are no times there, so the session says that it is emulated.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import time
 from pathlib import Path
-from types import TracebackType
 
 from helpers.emulated import EmulatedMachine
 from helpers.emulator_packages import EmulatorError, qemu_folder, ssh_server_folder
+from helpers.processes import descendants
 from toolchain.remote.device import EMULATED_VARIABLE
 
 SHIM = Path(__file__).with_name("device_shim.c")
@@ -34,9 +36,8 @@ class SshDevice:
         port: where it listens.
     """
 
-    def __init__(self, folder: Path, cpu: str = "cortex-a76", emulated: str = "QEMU", **session: str) -> None:
-        """``session``: further variables of the sessions' environment, e.g. ``PATH``."""
-        self.folder, self.cpu, self.emulated, self.session = folder, cpu, emulated, session
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.tmp = folder / "tmp"
         self.port = 0
         self._server: subprocess.Popen[bytes] | None = None
@@ -54,9 +55,7 @@ class SshDevice:
         self._start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property
@@ -72,12 +71,40 @@ class SshDevice:
     def stop(self) -> None:
         """The device is gone: its server, and the sessions that are open."""
         if self._server is not None:
-            # Sessions are children of the server, each in a session of its own.
-            for child in _children(self._server.pid):
-                _end(child)
+            below = descendants(self._server.pid)
             self._server.kill()
             self._server.wait()
             self._server = None
+            # Its sessions are processes of their own.
+            for pid in below:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def become(self, cpu: str = "cortex-a76", emulated: str = "QEMU", **variables: str) -> None:
+        """What later sessions see: the processor, whether it is said to be emulated, and further variables."""
+        sysroot = EmulatedMachine(cpu).sysroot()
+        session = {
+            "DEVICE_QEMU": f"{qemu_folder() / 'qemu-aarch64'}|{cpu}|{sysroot}",
+            "DEVICE_CPUINFO": str(sysroot / "proc/cpuinfo"),
+            "DEVICE_ARCH": "aarch64",
+            "TMPDIR": str(self.tmp),
+            **({EMULATED_VARIABLE: emulated} if emulated else {}),
+            **variables,
+            "LD_PRELOAD": str(self.folder / "shim.so"),
+        }
+        exports = "".join(f"export {name}='{value}'\n" for name, value in session.items())
+        wrapper = self.folder / "session"
+        wrapper.write_text(f'#!/bin/sh\n{exports}exec /bin/sh -c "$SSH_ORIGINAL_COMMAND"\n')
+        wrapper.chmod(0o755)
+
+    def runs(self, word: str) -> bool:
+        """Whether a session runs a command with ``word`` in it."""
+        assert self._server is not None
+        for pid in descendants(self._server.pid):
+            with contextlib.suppress(OSError):
+                if word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                    return True
+        return False
 
     def use_key(self, name: str) -> None:
         """Log in with another of the keys, ``"user"`` or ``"stranger"``."""
@@ -95,24 +122,11 @@ class SshDevice:
         return left
 
     def _configure(self) -> None:
-        sysroot = EmulatedMachine(self.cpu).sysroot()
-        variables = {
-            "DEVICE_QEMU": f"{qemu_folder() / 'qemu-aarch64'}|{self.cpu}|{sysroot}",
-            "DEVICE_CPUINFO": str(sysroot / "proc/cpuinfo"),
-            "DEVICE_ARCH": "aarch64",
-            "TMPDIR": str(self.tmp),
-            **({EMULATED_VARIABLE: self.emulated} if self.emulated else {}),
-            **self.session,
-            "LD_PRELOAD": str(self.folder / "shim.so"),
-        }
-        exports = "".join(f"export {name}='{value}'\n" for name, value in variables.items())
-        wrapper = self.folder / "session"
-        wrapper.write_text(f'#!/bin/sh\n{exports}exec /bin/sh -c "$SSH_ORIGINAL_COMMAND"\n')
-        wrapper.chmod(0o755)
+        self.become()
         (self.folder / "sshd_config").write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.folder / 'host'}\nPidFile none\n"
             f"AuthorizedKeysFile {self.folder / 'authorized'}\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
-            f"KbdInteractiveAuthentication no\nForceCommand {wrapper}\n"
+            f"KbdInteractiveAuthentication no\nForceCommand {self.folder / 'session'}\n"
         )
         key = (self.folder / "host.pub").read_text()
         (self.folder / "known").write_text(f"[127.0.0.1]:{self.port} {key}")
@@ -155,19 +169,3 @@ def _call(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise EmulatorError(f"{command[0]} failed: {done.stderr.strip()}")
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def _end(pid: int) -> None:
-    """End a process of our own and what it started."""
-    import contextlib
-    import signal
-
-    with contextlib.suppress(OSError):
-        below = _children(pid)
-        os.kill(pid, signal.SIGKILL)
-        for child in below:
-            _end(child)

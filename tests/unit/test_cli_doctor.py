@@ -48,7 +48,7 @@ def test_all_libraries_of_the_build_extra_are_judged_by_their_metadata() -> None
 
 def test_every_program_has_a_command_that_installs_it() -> None:
     programs = {tool.name: tool for tool in all_tools() if tool.kind == "program"}
-    assert set(programs) == {"cc", "nvcc", "aarch64-linux-gnu-gcc", "qemu-aarch64"}
+    assert set(programs) == {"cc", "nvcc", "aarch64-linux-gnu-gcc", "qemu-aarch64", "ssh"}
     assert all(tool.install.startswith("apt-get install ") for tool in programs.values())
 
 

@@ -75,6 +75,9 @@ class Ssh:
             # Also on Ctrl-C: ending ssh ends the command on the device.
             process.kill()
             process.wait()
+            for stream in (process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
         done = Done(process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
         if done.status == LOST:
             raise self.failure(done.err)

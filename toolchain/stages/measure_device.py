@@ -96,10 +96,11 @@ def _engines(ctx: StageContext, options: Options) -> tuple[dict[str, Path], dict
             continue
         if f"verdict[{name}]" not in ctx.inputs:
             unmeasured[name] = "not measured on the device: it was not verified here"
-        elif json.loads((folder / "engine.json").read_text()).get("form") == "aot":
+        elif (form := json.loads((folder / "engine.json").read_text()).get("form")) == "aot":
             engines[name] = folder
         else:
-            unmeasured[name] = "not measured on the device: TVM's virtual machine needs Python there"
+            why = "TVM's virtual machine needs Python there" if form == "vm" else f"the form {form!r} is not"
+            unmeasured[name] = f"not measured on the device: {why}"
     return engines, unmeasured
 
 
@@ -182,9 +183,12 @@ class RemoteRacer(Racer):
         super().__init__()
         command = f"./{PROGRAM} turns {index} --inputs {_SAMPLE} --threads {options.threads}"
         self._seconds = 120.0 + 10 * options.max_seconds
-        self._index = index
         self._process: Conversation = place.converse(command)
-        answer = self._process.ask("", _OPEN_SECONDS)
+        try:
+            answer = self._process.ask("", _OPEN_SECONDS)
+        except BaseException:
+            self.close()
+            raise
         self.error = "" if answer else f"on the device: {self._process.last_words.removeprefix(f'{PROGRAM}: ')}"
         self._opened: dict[str, float] = json.loads(answer) if answer else {}
 

@@ -90,7 +90,9 @@ int32_t cli_turns(tc_bundle *bundle, const cli_options *options, cli_run *arrays
   if (status == TC_OK) status = cli_run_once(bundle, arrays, problem);
   if (status != TC_OK) return status;
   printf("{\"load_ms\": %.4f, \"first_ms\": %.4f}\n", load_ms, cli_now_ms() - start);
-  while (fflush(stdout) == 0 && fgets(line, sizeof line, stdin) != NULL && strcmp(line, "end\n") != 0) {
+  while (fflush(stdout) == 0 && fgets(line, sizeof line, stdin) != NULL) {
+    line[strcspn(line, "\n")] = 0;
+    if (strcmp(line, "end") == 0) break;
     if (sscanf(line, "run %ld", &count) != 1 || count < 1 || count > 1000000)
       return tcr_fail(problem, TC_USAGE, "standard input", "", "must be lines 'run N' and 'end', got '%s'", line);
     putchar('[');
