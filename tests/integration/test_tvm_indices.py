@@ -11,8 +11,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from test_aot_engine import build, model_of
 from test_tvm_operators import MACHINE, agree, both, in_tvm, node_model
 
+from toolchain.native_engine import NativeEngine
 from toolchain.tvm.compare import Library
 from toolchain.tvm.graph.values import operator_of
 from toolchain.tvm.importer import import_model
@@ -126,3 +128,12 @@ def test_negative_indices_count_from_the_end_as_in_onnx_runtime(axis: int) -> No
             axis=axis,
         )
     )
+
+
+@pytest.mark.parametrize("rows", [10, "n"], ids=["fixed", "dynamic"])
+def test_engines_ahead_of_time_read_no_foreign_memory_either(tmp_path: Path, rows: int | str) -> None:
+    inputs = {"x": (onnx.TensorProto.FLOAT, [rows]), "i": (onnx.TensorProto.INT64, [len(NEAREST)])}
+    node = helper.make_node("Gather", ["x", "i"], ["y"], name="n")
+    build(model_of([node], inputs, {"y": (onnx.TensorProto.FLOAT, [len(NEAREST)])}), tmp_path / "m.so")
+    (have,) = NativeEngine(tmp_path / "m.so", 1).run([LINE, OUTSIDE])
+    assert have.tolist() == NEAREST
