@@ -1,7 +1,7 @@
 """An emulated device behind a real SSH server on the loopback address.
 
     with SshDevice(tmp_path / "device") as device:
-        device.address          # user@127.0.0.1:PORT; device.environment has the ssh configuration to reach it
+        device.environment      # with it, ssh reaches the device under the name ADDRESS
 
 ``sshd`` is OpenSSH's, from a package that is unpacked without root rights.  What a session runs sees the processor of
 QEMU's ``-cpu``, and aarch64 programs run in QEMU: ``device_shim.c``, preloaded into the session, does what a kernel
@@ -24,6 +24,9 @@ from helpers.emulated import EmulatedMachine
 from helpers.emulator_packages import EmulatorError, qemu_folder, ssh_server_folder
 from helpers.processes import descendants
 from toolchain.remote.device import EMULATED_VARIABLE
+
+ADDRESS = "board-of-the-tests"
+"""The device's address: a ``Host`` in the configuration that :attr:`SshDevice.environment` brings."""
 
 SHIM = Path(__file__).with_name("device_shim.c")
 
@@ -57,11 +60,6 @@ class SshDevice:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-    @property
-    def address(self) -> str:
-        """Through the ``Host device`` of :attr:`environment`'s configuration."""
-        return "device"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -140,7 +138,7 @@ class SshDevice:
 
     def _client(self, key: str, known: Path) -> None:
         (self.folder / "ssh_config").write_text(
-            f"Host device\n  HostName 127.0.0.1\n  Port {self.port}\n  User {pwd.getpwuid(os.getuid()).pw_name}\n"
+            f"Host {ADDRESS}\n  HostName 127.0.0.1\n  Port {self.port}\n  User {pwd.getpwuid(os.getuid()).pw_name}\n"
             f"Host *\n  IdentityFile {self.folder / key}\n  IdentitiesOnly yes\n  IdentityAgent none\n"
             f"  UserKnownHostsFile {known}\n  GlobalKnownHostsFile /dev/null\n"
         )

@@ -15,9 +15,10 @@ import pytest
 from helpers.emulator_packages import EmulatorError
 from helpers.processes import wait_until
 from helpers.shop import RECIPE, Shop
-from helpers.ssh_device import SshDevice
+from helpers.ssh_device import ADDRESS, SshDevice
 
 from toolchain.bundle.read import open_release
+from toolchain.target import load_target
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("ssh") is None, reason="no ssh"),
     pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler"),
 ]
-DEVICE = ("--device", "cortex-a76=device")
+DEVICE = ("--device", f"cortex-a76={ADDRESS}")
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +64,10 @@ def test_engines_are_checked_on_an_emulated_device_and_no_latency_is_reported(sh
     [bundle] = open_release(shop.release).bundles
     assert bundle.manifest.evidence["measured"] is None
     assert "latency  not measured on this target" in shop.call("inspect", shop.release).stdout
-    assert b"127.0.0.1" not in b"".join(bundle.read(name) for name in bundle.files)
     assert device.leftovers() == []
+    for folder in (shop.output, shop.cache):
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        assert [path for path in files if ADDRESS.encode() in path.read_bytes()] == []
 
 
 def test_a_second_build_with_the_device_measures_nothing_again(shop: Shop, device: SshDevice) -> None:
@@ -113,7 +116,7 @@ def test_devices_that_cannot_serve_are_refused_before_anything_is_built(shop: Sh
     device.become("cortex-a53")
     for options, code, words in (
         (DEVICE, 30, "is no cortex-a76"),
-        (("--device", "cortex-a72=device"), 11, "got a device for 'cortex-a72'"),
+        (("--device", f"cortex-a72={ADDRESS}"), 11, "got a device for 'cortex-a72'"),
         (("--device", "cortex-a76"), 2, "allowed: TARGET=[user@]host[:port]"),
         (("--device", "cortex-a76=-oProxyCommand=x"), 2, "allowed: [user@]host[:port]"),
         (("--device", "cortex-a76=127.0.0.1:1"), 42, "cannot be reached"),
@@ -122,3 +125,22 @@ def test_devices_that_cannot_serve_are_refused_before_anything_is_built(shop: Sh
         assert (got, result["exit_code"]) == (code, code)
         assert words in errors
         assert "stages" not in result
+
+
+def test_a_profile_of_one_s_own_names_its_device_and_a_bundle_does_not(shop: Shop, device: SshDevice) -> None:
+    device.become()
+    profile = shop.repository / "board.toml"
+    remote = f'[execute]\nhow = "remote"\nremote = "{ADDRESS}"\n'
+    profile.write_text(f'schema = 1\nname = "board"\nextends = "cortex-a76"\n{remote}')
+    recipe = shop.repository / "board-recipe.toml"
+    recipe.write_text(shop.recipe.read_text().replace('["cortex-a76"]', '["board.toml"]'))
+    done = shop.call("build", recipe, "--cache", shop.cache, "--dry-run", env=device.environment)
+    assert "measure@board" in done.stdout, done.stderr
+    told = shop.call("why", recipe, "--cache", shop.cache, "--stage", "measure", env=device.environment)
+    assert "measure@board" in told.stdout, told.stderr
+    assert ADDRESS not in json.dumps(load_target(profile).to_json())
+    assert load_target(profile).execute.remote == ADDRESS
+    profile.write_text(profile.read_text().replace(f'remote = "{ADDRESS}"', 'remote = "-oProxyCommand=x"'))
+    done = shop.call("build", recipe, "--cache", shop.cache, "--dry-run", env=device.environment)
+    assert done.returncode == 2
+    assert "board.toml: execute.remote: got '-oProxyCommand=x'" in done.stderr

@@ -15,7 +15,7 @@ from helpers.bundle_samples import MATRIX_CONTRACT, requirements
 from helpers.edge_samples import aot_engine, compile_model, selftest_file
 from helpers.emulator_packages import EmulatorError
 from helpers.processes import wait_until
-from helpers.ssh_device import SshDevice
+from helpers.ssh_device import ADDRESS, SshDevice
 
 from toolchain.data import Batch, write_batches
 from toolchain.errors import ExitCode, ToolchainError
@@ -49,7 +49,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshDevice]:
 
 @pytest.fixture
 def device(server: SshDevice, monkeypatch: pytest.MonkeyPatch) -> Iterator[SshDevice]:
-    """Reached as ``device``; said to be a real one, so that its times count."""
+    """Said to be a real one, so that its times count."""
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     server.become(emulated="")
@@ -90,7 +90,7 @@ def context(inputs: Mapping[str, Path], tmp_path: Path, runs: int = 10, **engine
     why = {"fp32/onnxruntime": "not measured on the device: ONNX Runtime needs Python there"}
     options = measure_device.Options("cortex-a76", NEEDS, {"batch": 2}, runs, 2, 30.0, 1, why)
     (tmp_path / "out").mkdir()
-    return StageContext(given, options, tmp_path / "out", tmp_path, outside={"address": "device"})
+    return StageContext(given, options, tmp_path / "out", tmp_path, outside={"address": ADDRESS})
 
 
 def measured(result: StageResult, tmp_path: Path) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def test_engines_are_checked_and_timed_side_by_side(
     assert facts["host"]["cpu_model"] == "ARM 0x41/0xd0b"
     assert facts["device"]["emulated"] == ""
     assert "needs Python" in facts["unmeasured"]["fp32/onnxruntime"]
-    assert "127.0.0.1" not in json.dumps(facts)
+    assert ADDRESS not in json.dumps(facts)
 
 
 def test_times_of_an_emulated_device_are_left_out_and_said_to_be_none(
@@ -177,7 +177,7 @@ def test_a_device_that_lacks_a_feature_of_the_profile_is_refused(
 def test_a_login_that_is_refused_an_unknown_key_and_a_closed_port_each_have_their_message(
     device: SshDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(address: str = "device") -> ToolchainError:
+    def refused(address: str = ADDRESS) -> ToolchainError:
         with pytest.raises(ToolchainError) as caught:
             inspect_device(parse_address(address, "test"))
         assert caught.value.code is ExitCode.DEVICE
@@ -202,7 +202,7 @@ def test_a_login_that_is_refused_an_unknown_key_and_a_closed_port_each_have_thei
     assert "cannot be reached" in refused("no-such-host.invalid").what
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(ToolchainError, match="'ssh' is not on PATH") as caught:
-        inspect_device(parse_address("device", "test"))
+        inspect_device(parse_address(ADDRESS, "test"))
     assert caught.value.code is ExitCode.MISSING_TOOL
 
 
@@ -215,14 +215,14 @@ def test_a_device_without_space_or_without_a_folder_for_programs_is_told_apart(
     (fake / "df").chmod(0o755)
     device.become(PATH=f"{fake}:/usr/bin:/bin")
     with pytest.raises(ToolchainError, match=r"no space left: 50\.0 MB are needed") as caught:
-        Place(Ssh(parse_address("device", "test")), 50_000_000)
+        Place(Ssh(parse_address(ADDRESS, "test")), 50_000_000)
     assert caught.value.code is ExitCode.STORAGE
     assert device.leftovers() == []
     # chmod that does nothing: as on a file system that is mounted without the right to execute.
     (fake / "df").unlink()
     (fake / "chmod").symlink_to("/bin/true")
     with pytest.raises(ToolchainError, match="programs may not run in") as caught:
-        Place(Ssh(parse_address("device", "test")), 1000)
+        Place(Ssh(parse_address(ADDRESS, "test")), 1000)
     assert caught.value.code is ExitCode.STORAGE
 
 
@@ -235,7 +235,7 @@ def test_a_disk_that_is_full_in_the_middle_of_the_transfer_is_said_so(device: Ss
     device.become(PATH=f"{fake}:/usr/bin:/bin")
     (tmp_path / "file").write_bytes(bytes(100_000))
     with (
-        Place(Ssh(parse_address("device", "test")), 1000) as place,
+        Place(Ssh(parse_address(ADDRESS, "test")), 1000) as place,
         pytest.raises(ToolchainError, match="no space left") as caught,
     ):
         place.put({"file": tmp_path / "file"})
@@ -244,7 +244,7 @@ def test_a_disk_that_is_full_in_the_middle_of_the_transfer_is_said_so(device: Ss
 
 def test_the_folder_is_gone_when_the_connection_that_holds_it_ends(device: SshDevice, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
-    place = Place(Ssh(parse_address("device", "test")), 1000)
+    place = Place(Ssh(parse_address(ADDRESS, "test")), 1000)
     place.put({"a/file": tmp_path / "file"})
     assert place.run("cat a/file", 10).out == "text"
     assert [path.name for path in device.tmp.iterdir()] == [Path(place.folder).name]
@@ -257,7 +257,7 @@ def test_the_folder_is_gone_when_the_connection_that_holds_it_ends(device: SshDe
 def test_a_command_that_takes_too_long_is_ended(device: SshDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("toolchain.remote.ssh.CONNECT_SECONDS", 1)
     with pytest.raises(ToolchainError, match=r"did not answer within 0\.5 s") as caught:
-        Ssh(parse_address("device", "test")).run("sleep 60", 0.5)
+        Ssh(parse_address(ADDRESS, "test")).run("sleep 60", 0.5)
     assert caught.value.code is ExitCode.DEVICE
 
 
@@ -266,7 +266,7 @@ def test_turns_refuse_what_they_do_not_know(device: SshDevice, inputs: Mapping[s
     out = ctx.output("measurement")
     engines = {"fp32/tvm": inputs["quick"]}
     files = measure_device._files(ctx, ctx.options, engines, out)
-    with Place(Ssh(parse_address("device", "test")), 10_000_000) as place:
+    with Place(Ssh(parse_address(ADDRESS, "test")), 10_000_000) as place:
         place.put(files, frozenset([measure_device.PROGRAM]))
         talk = place.converse("./bundle-run turns 0 --inputs sample.npz")
         try:

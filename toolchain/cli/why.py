@@ -14,15 +14,23 @@ import click
 @click.option("--stage", help="Only stages whose id begins with this, e.g. export or compile[fp32.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder of the stage cache [default: the user's].")
 @click.option("--no-measure", is_flag=True, help="As in build.")
+@click.option("--device", "devices", multiple=True, envvar="TOOLCHAIN_DEVICE", metavar="TARGET=[USER@]HOST[:PORT]",
+              help="As in build.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
-    recipe: Path, targets: tuple[str, ...], stage: str | None, cache: Path | None, no_measure: bool, as_json: bool
+    recipe: Path,
+    targets: tuple[str, ...],
+    stage: str | None,
+    cache: Path | None,
+    no_measure: bool,
+    devices: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Say for each stage of RECIPE whether a build would run it, and what changed."""
     from toolchain.build import plan
     from toolchain.cli.show import forecast_lines, records_lines
 
-    forecasts = plan(recipe, targets=targets, cache=cache, measure=not no_measure)
+    forecasts = plan(recipe, targets=targets, cache=cache, measure=not no_measure, devices=devices)
     shown = [f for f in forecasts if stage is None or f.node.id.startswith(stage)]
     if as_json:
         rows = [{"id": f.node.id, "target": f.node.target, "state": f.state, "reasons": list(f.reasons)} for f in shown]
