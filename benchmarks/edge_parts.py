@@ -135,8 +135,7 @@ class Parts:
         folder = self.work / "programs" / f"{arch}-{self._program_sources}"
         zig = [sys.executable, "-m", "ziglang", "cc", "-target", f"{arch}-linux-gnu.2.28"]
         flags = ["-O2", "-std=c11", "-D_GNU_SOURCE", "-fno-sanitize=undefined", "-s", str(HERE / "edge_ort.c")]
-        # Those that bundle-run and engines name: what loading them takes is no memory of a model's.
-        libraries = ["-Wl,--no-as-needed", "-ldl", "-lm", "-lpthread", "-o"]
+        libraries = ["-ldl", "-o"]
 
         def make(part: Path) -> None:
             subprocess.run([*zig, *flags, *libraries, str(part / "edge_ort")], check=True, capture_output=True)
