@@ -226,7 +226,8 @@ def _contender(entry: Entry, outcomes: Mapping[str, Outcome], measurement: Mappi
     compiled = outcomes[entry.compile]
     if compiled.refused:
         return Contender(entry.precision, entry.backend, refused=compiled.refused)
-    size = sum(f.size for f in compiled.outputs["engine"].files)
+    packed = outcomes[entry.link] if entry.link and not outcomes[entry.link].refused else compiled
+    size = sum(f.size for f in packed.outputs["engine"].files)
     row = (measurement or {}).get("engines", {}).get(entry.id)
     unmeasured = (measurement or {}).get("unmeasured", {}).get(entry.id, "")
     verdict, unverified = None, entry.unverified

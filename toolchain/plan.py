@@ -13,6 +13,7 @@ from toolchain.keys import installed_version
 from toolchain.llvm_cpus import compiled_features
 from toolchain.plan_device import add_measure_device
 from toolchain.plan_shared import Maker, add_shared_stages, input_specs
+from toolchain.plan_static import add_link
 from toolchain.programs import emulator_program
 from toolchain.quantize.scheme import AccuracyLimits, Scheme
 from toolchain.recipe import Recipe
@@ -40,7 +41,8 @@ class Entry:
     """One engine that the plan races: the node ids that make and verify it.
 
     ``verify`` is "" when it can't be run here; ``unverified`` says why.  ``refused`` says why the plan
-    itself offers no such engine.
+    itself offers no such engine.  ``link`` makes what goes into the bundle where that is another file than what was
+    compiled.
     """
 
     precision: str
@@ -49,6 +51,7 @@ class Entry:
     verify: str = ""
     unverified: str = ""
     refused: str = ""
+    link: str = ""
 
     @property
     def id(self) -> str:
@@ -128,7 +131,8 @@ def _target(maker: Maker, profile: TargetProfile, device: Device | None) -> Targ
                 entries.append(_engine(maker, profile, precision, backend, source, at))
     stages = tuple(node.id for node in maker.nodes[first:] if node.stage.name in ("optimize", "quantize", "mixed"))
     on_device = device is not None and maker.measured
-    packed = profile.runtime.runner and profile.kind == "cpu"
+    # A static executable is its own runner.
+    packed = profile.runtime.runner and profile.kind == "cpu" and profile.runtime.form != "static"
     built = _runner(maker, profile, at) if packed or on_device else ""
     unmeasured = "" if on_device else _why_unmeasured(maker, profile)
     if unmeasured:
@@ -248,7 +252,8 @@ def _engine(maker: Maker, profile: TargetProfile, precision: str, backend: str, 
     maker.add(
         checked, stage, options_, inputs, failure=ExitCode.COMPILE, tolerant=True, target=profile.name, extra=extra
     )
-    return Entry(precision, backend, name, checked)
+    linked = add_link(maker, profile, name, checked) if backend == "tvm" and profile.runtime.form == "static" else ""
+    return Entry(precision, backend, name, checked, link=linked)
 
 
 def _tvm_options(maker: Maker, profile: TargetProfile, precision: str, native: bool) -> compile_tvm.Options:

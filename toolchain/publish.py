@@ -90,7 +90,7 @@ def _bundle(
     chosen = result.selection.chosen
     assert chosen is not None
     entry = next(e for e in result.plan.entries if e.id == chosen.id)
-    engine = cache.path(outcomes[entry.compile].outputs["engine"])
+    engine = cache.path(outcomes[entry.link or entry.compile].outputs["engine"])
     files = {p.relative_to(engine).as_posix(): p for p in sorted(engine.rglob("*")) if p.is_file()}
     files["recipe.toml"] = recipe.path
     engine_info = parse_engine(json.loads((engine / "engine.json").read_text()), engine / "engine.json")
@@ -142,7 +142,7 @@ def measured_facts(result: TargetResult, outcomes: Mapping[str, Outcome]) -> dic
 
 
 def _runtime(engine: EngineInfo, provider: str) -> RuntimeNeed:
-    if engine.form == "aot":
+    if engine.form in ("aot", "static"):
         return RuntimeNeed("", "")
     if engine.backend == "tvm":
         return RuntimeNeed("apache-tvm", f"=={installed_version('apache-tvm')}")

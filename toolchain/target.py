@@ -84,11 +84,13 @@ class TargetProfile(Section):
         """
         llvm = self.llvm()
         features = compiled_features(self.arch, llvm.mcpu, llvm.mattr) | set(self.cpu.features)
+        libc = {"name": self.runtime.abi.libc, "min": self.runtime.abi.min}
         return {
             "os": self.os,
             "arch": self.arch,
             "cpu_features": sorted(features),
-            "libc": {"name": self.runtime.abi.libc, "min": self.runtime.abi.min},
+            # A static executable brings its C library along.
+            "libc": None if self.runtime.form == "static" else libc,
             "cuda_arch": self.cuda.arch if self.cuda is not None else None,
         }
 

@@ -16,7 +16,7 @@ Raw = Mapping[str, Any]
 
 def sense_problems(raw: Raw) -> list[Problem]:
     """Mistakes that only show when a profile's tables are seen together; ``raw`` is already merged."""
-    found = [*_kind(raw), *_numerics(raw), *_small(raw)]
+    found = [*_kind(raw), *_numerics(raw), *_small(raw), *_static(raw)]
     arch = raw.get("arch")
     if isinstance(arch, str) and arch in CPUINFO_NAMES:
         found += [*_cpu(raw, arch), *_llvm(raw, arch)]
@@ -110,6 +110,17 @@ def _llvm(raw: Raw, arch: str) -> Iterator[Problem]:
         target = _table(raw, "tvm", name)
         if target and target.get("kind", "llvm") == "llvm":
             yield from _llvm_target(target, arch, ("tvm", name))
+
+
+def _static(raw: Raw) -> Iterator[Problem]:
+    runtime = _table(raw, "runtime")
+    if runtime.get("form") != "static":
+        return
+    if raw.get("kind") == "cuda":
+        yield problem(("runtime", "form"), "static", "'auto' or 'vm', as the profile's kind is 'cuda'")
+    if [name for _, name in _strings(runtime, "engines")] != ["tvm"]:
+        # The requirements of its bundles name no C library, which ONNX Runtime needs.
+        yield problem(("runtime", "engines"), runtime.get("engines"), "['tvm'], as runtime.form is 'static'")
 
 
 def _triple(arch: str) -> str:

@@ -115,10 +115,11 @@ class Runtime(Section):
     execution_provider: Literal["CPUExecutionProvider", "CUDAExecutionProvider"] = Field(
         "CPUExecutionProvider", description="provider of ONNX Runtime"
     )
-    form: Literal["auto", "aot", "vm"] = Field(
+    form: Literal["auto", "aot", "vm", "static"] = Field(
         "auto",
         description="form of TVM engines: 'aot' (ahead of time: a library that needs no run-time), 'vm' (TVM's virtual "
-        "machine), 'auto' (ahead of time wherever the model allows it)",
+        "machine), 'auto' (ahead of time wherever the model allows it), 'static' (ahead of time, as one executable "
+        "that holds the edge runtime and the model)",
     )
     runner: bool = Field(
         False,

@@ -79,6 +79,20 @@ def root_folder() -> Path:
     return _made("root", "\n".join(pins), make)
 
 
+def libraries_folder(architecture: str) -> Path:
+    """A root with the C library alone, for a ``architecture`` that the sources of apt have, e.g. ``"armhf"``.
+
+    Raises:
+        EmulatorError: the packages cannot be had.
+    """
+
+    def make(folder: Path) -> None:
+        for package in _apt_download(folder, architecture, ("libc6",), installed=False):
+            _call(["dpkg", "-x", package, folder], "unpack a package")
+
+    return _made(f"libraries-{architecture}", "", make)
+
+
 def python_of(root: Path) -> Path:
     """The Python interpreter in an arm64 root."""
     return _python(root)

@@ -19,7 +19,7 @@ from toolchain.errors import ExitCode, ToolchainError, did_you_mean
 
 SCHEMA = 1
 BACKENDS = ("onnxruntime", "tvm")
-FORMS = ("aot", "vm")
+FORMS = ("aot", "vm", "static")
 DEVICES = ("cpu", "cuda")
 
 
@@ -35,7 +35,8 @@ class Variant:
 class EngineInfo:
     """What runs: backend ``onnxruntime`` or ``tvm``, precision, device ``cpu`` or ``cuda``, variants.
 
-    ``form`` of a TVM engine: ``aot`` needs no run-time, ``vm`` needs TVM's; "" for ONNX Runtime.
+    ``form`` of a TVM engine: ``aot`` needs no run-time, ``vm`` needs TVM's, ``static`` is a program; "" for ONNX
+    Runtime.
     """
 
     backend: str

@@ -89,13 +89,15 @@ def _serving(settings: Path, model: str) -> Serving:
     return Serving(**{key: getattr(ours, key) for key in Serving.__slots__})
 
 
-def _open(bundle: str, folder: Path, target: str | None, name: str | None, force: bool) -> Source:
+def _open(
+    bundle: str, folder: Path, target: str | None, name: str | None, force: bool, *, programs: bool = False
+) -> Source:
     from toolchain.exports.files import check_folder
     from toolchain.exports.source import open_source
 
     # Said before a large bundle is read.
     check_folder(folder, force=force)
-    return open_source(bundle, target, name)
+    return open_source(bundle, target, name, programs=programs)
 
 
 def _write(
@@ -235,7 +237,7 @@ def ray_serve(
 @_shared
 def edge(bundle: str, folder: Path, target: str | None, name: str | None, force: bool) -> None:
     """A folder that a device runs as it is: the bundle, bundle-run, the C library."""
-    from toolchain.exports.edge import PROGRAM, edge_tree
+    from toolchain.exports.edge import PROGRAMS, edge_tree
 
-    source = _open(bundle, folder, target, name, force)
-    _write(source, edge_tree(source), folder, force, programs=frozenset({PROGRAM}))
+    source = _open(bundle, folder, target, name, force, programs=True)
+    _write(source, edge_tree(source), folder, force, programs=PROGRAMS)

@@ -68,7 +68,7 @@ def _backend(reference: str) -> str:
         engine = resolve(reference, note=lambda text: None).manifest.engine
     except ToolchainError:
         return ""
-    return "" if engine.form == "aot" else engine.backend
+    return "" if engine.form in ("aot", "static") else engine.backend
 
 
 def _run(

@@ -1,4 +1,7 @@
-"""A folder for a device: the bundle, the program that runs it, and the library and headers for other programs."""
+"""A folder for a device: the bundle, the program that runs it, and the library and headers for other programs.
+
+Of a static executable: that file alone, which holds all of it.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,20 @@ from toolchain.exports.files import Tree, text_file
 from toolchain.exports.source import Source
 
 PROGRAM = "bundle-run"
+PROGRAMS = frozenset({PROGRAM, "model"})
+"""Files that may be executed."""
 
 
 def edge_tree(source: Source) -> Tree:
     """``bundle/`` (an OCI image layout with the one target), ``bundle-run``, ``lib/``, ``include/``, ``README.md``.
 
+    Of an engine of the form ``static``: ``model``, ``README.md``.
+
     Raises:
         ToolchainError: USAGE, the bundle carries no edge runtime.
     """
+    if source.engine.form == "static":
+        return {"model": source.file(source.engine.variants[0].file), "README.md": text_file(_static_readme(source))}
     runner = {name.removeprefix(f"{RUNNER_FOLDER}/"): source.file(name) for name in source.bundle.files if _of(name)}
     if PROGRAM not in runner:
         raise ToolchainError(
@@ -31,6 +40,24 @@ def edge_tree(source: Source) -> Tree:
     tree |= source.layout_files("bundle")
     tree["README.md"] = text_file(_readme(source))
     return tree
+
+
+def _static_readme(source: Source) -> str:
+    manifest = source.manifest
+    needs = manifest.requirements
+    inputs = " ".join(f"--input {spec.name}={spec.name}.npy" for spec in source.contract.inputs)
+    return f"""# {manifest.name} {manifest.version} for {manifest.target.name}
+
+`model` is one static executable with the model inside. It needs Linux on {needs["arch"]} with the processor features
+{" ".join(needs["cpu_features"])}, and no other file.
+
+```sh
+./model info         # what it is, its inputs, outputs and dimensions
+./model self-test    # the recorded inputs against the recorded outputs
+./model run {inputs}
+./model bench        # latency, time to load, peak memory
+```
+"""
 
 
 def _of(name: str) -> bool:

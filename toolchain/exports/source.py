@@ -113,17 +113,20 @@ class Source:
         }
 
 
-def open_source(reference: str, target: str | None = None, name: str | None = None) -> Source:
+def open_source(
+    reference: str, target: str | None = None, name: str | None = None, *, programs: bool = False
+) -> Source:
     """The bundle meant by ``reference``, every digest of it checked.
 
     Args:
         reference: folder of a release or bundle, or ``PATH@target``.
         target: which of the release's bundles; the one that suits this machine best when not given.
         name: of the model in the other server; the release's when not given.
+        programs: whether an engine that is a program of its own will do (form ``static``).
 
     Raises:
-        ToolchainError: USAGE, no such bundle, or not a name; INCOMPATIBLE_HOST, several bundles and none for this
-            machine; DAMAGED_BUNDLE.
+        ToolchainError: USAGE, no such bundle, not a name, or an engine that is a program; INCOMPATIBLE_HOST, several
+            bundles and none for this machine; DAMAGED_BUNDLE.
     """
     if target is not None:
         path, named = split_reference(reference)
@@ -139,6 +142,13 @@ def open_source(reference: str, target: str | None = None, name: str | None = No
         raise ToolchainError(
             f"a model's name has letters, digits, '.', '_' and '-', up to 128, got {known!r}",
             where="--name",
+            code=ExitCode.USAGE,
+        )
+    if bundle.manifest.engine.form == "static" and not programs:
+        raise ToolchainError(
+            f"the bundle for {bundle.manifest.target.name} is one executable, which no server loads",
+            where=reference,
+            hint="toolchain export edge writes it to a folder; for servers build a target of another form",
             code=ExitCode.USAGE,
         )
     contract_json = parse_json(bundle.read("contract.json"), "contract.json")

@@ -150,6 +150,14 @@ def open_engine(folder: Path, threads: int = 0, provider: str = CPU_PROVIDER, sp
     info = parse_engine(data, engine_json)
     contract = parse_contract(_read_json(folder / "contract.json"), folder / "contract.json")
     _check_variants(folder, info, contract)
+    if info.form == "static":
+        raise ToolchainError(
+            f"the engine is one executable with its own runtime inside, {info.variants[0].file}",
+            where=str(folder),
+            hint=f"run it: './{info.variants[0].file} run --input NAME=x.npy'; for Python build the target with "
+            "form = \"aot\" in its profile's [runtime] table",
+            code=ExitCode.INCOMPATIBLE_HOST,
+        )
     if info.form == "aot":
         from toolchain.runtime.aot_engine import aot_opener
 

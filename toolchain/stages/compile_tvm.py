@@ -90,6 +90,8 @@ class _Job:
 def run(ctx: StageContext) -> StageResult:
     """Input ``onnx``; output ``engine``: engine.json, contract.json and one library per size variant.
 
+    With form ``"static"`` there is an output ``objects`` too, for the stage link_static.
+
     Where this machine can't run CPU code for the target there is an output ``twin`` too: the same engine by the same
     rules for this machine, for what needs a whole data set run.
 
@@ -128,7 +130,19 @@ def run(ctx: StageContext) -> StageResult:
     except Refusal as refusal:
         shutil.rmtree(ctx.out / "parts", ignore_errors=True)
         return StageResult(refused=str(refusal))
+    if options.form == "static":
+        _write_objects(job, ctx.output("objects"))
     return StageResult(_write_engine(ctx, folder, facts))
+
+
+def _write_objects(job: _Job, output: Path) -> None:
+    """What a static executable is linked from; the stage link_static does it."""
+    from toolchain.tvm.aot.library import write_objects
+
+    engine = job.form.engine if job.form is not None else None
+    assert engine is not None, "a static engine is one ahead of time"
+    for name in write_objects(engine, job.linker, job.folder, static=True):
+        shutil.move(job.folder / name, output / name)
 
 
 def _interface(signature: Signature, contract: Mapping[str, Any]) -> Interface:
@@ -167,7 +181,8 @@ def _compile_sizes(job: _Job, model: onnx.ModelProto) -> dict[str, Any]:
         return _compile_variants(job, [_Variant({}, model)])
     except Refusal as refusal:
         # Wrong values come from an operator or a precision; fixed sizes would only take longer to find that out.
-        if isinstance(refusal, Mismatch) or not job.signature.used_dims:
+        # An executable holds one engine, which takes every size.
+        if isinstance(refusal, Mismatch) or not job.signature.used_dims or job.options.form == "static":
             raise
         why = str(refusal)
     variants = [_Variant(sizes, fix_sizes(model, sizes)) for sizes in bucket_variants(job.signature, why)]
@@ -357,7 +372,7 @@ def programs(options: Options) -> tuple[str, ...]:
 
 STAGE = StageDef(
     name="compile_tvm",
-    version=4,
+    version=5,
     run="toolchain.stages.compile_tvm:run",
     options=Options,
     tools=("apache-tvm", "onnx", "onnxruntime", "onnxslim", "numpy", "ziglang"),

@@ -15,22 +15,29 @@ class Options:
         arch: e.g. ``"aarch64"``.
         libc: ``"glibc:2.28"`` (the oldest that it must run on) or ``"musl"``.
         compiler: ``"zig"``, ``"cc"`` or a C compiler driver on PATH.
+        static: for static executables: objects that link_static takes.
     """
 
     arch: str
     libc: str
     compiler: str
+    static: bool = False
 
 
 def run(ctx: StageContext) -> StageResult:
     """No inputs; output ``runner``: the files of :func:`toolchain.runtime.edge.build.build_runner`.
 
+    For static executables it is those of :func:`toolchain.runtime.edge.build.compile_static`.
+
     Raises:
         ToolchainError: COMPILE or MISSING_TOOL.
     """
-    from toolchain.runtime.edge.build import build_runner
+    from toolchain.runtime.edge.build import build_runner, compile_static
 
     options: Options = ctx.options
+    if options.static:
+        compile_static(options.arch, ctx.output("runner"))
+        return StageResult({})
     built = build_runner(options.arch, options.libc, options.compiler, ctx.output("runner"))
     return StageResult({"files": dict(built.sizes)})
 

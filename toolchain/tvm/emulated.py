@@ -40,9 +40,9 @@ class EmulatedLibrary:
         self._folder = tempfile.TemporaryDirectory(prefix="toolchain-emulated-")
         self._engine, self._emulator = engine, list(emulator)
         folder = Path(self._folder.name)
-        objects = write_objects(engine, linker, folder)
+        objects = write_objects(engine, linker, folder, static=True)
         (folder / "probe.c").write_bytes((SOURCES / "src" / "probe.c").read_bytes())
-        linker.compile("probe.c", folder)
+        linker.compile("probe.c", folder, static=True)
         linker.link_static(["probe.o", *objects], folder, "probe")
         self._program = folder / "probe"
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from toolchain.tvm.link import Linker
     from toolchain.tvm.machine import Machine
 
-FORMS = ("auto", "aot", "vm")
+FORMS = ("auto", "aot", "vm", "static")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,8 @@ def build_library(
         linker: for the target.
         output: file to write.
         interface: of the model.
-        form: ``"auto"`` (ahead of time where that can be), ``"aot"`` or ``"vm"``.
+        form: ``"auto"`` (ahead of time where that can be), ``"aot"`` or ``"vm"``; ``"static"`` is built as ``"aot"``,
+            and linked to an executable later.
         dump: folder for the IR after each phase and for the plan, or None.
 
     Raises:
@@ -91,7 +92,7 @@ def build_library(
                 (dump / f"{prepared.number + 2:02d}-plan.c").write_text(engine.plan)
             link_ahead(engine, linker, output)
             return Form("aot", "", engine.arena_bytes, engine.weight_bytes, engine)
-    if form == "aot":
+    if form in ("aot", "static"):
         raise Refusal(because or f"engines ahead of time are for CPUs, not for {machine.kind}")
     link_executable(compile_prepared(prepared, machine, notes, dump), linker, output)
     return Form("vm", because)

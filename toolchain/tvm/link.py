@@ -85,13 +85,20 @@ class Linker:
         if self.name == "cc" and platform.machine() != self.arch:
             raise _error(f"linker 'cc' links for this machine ({platform.machine()}), not for {self.arch}")
 
-    def compile(self, source: str, folder: Path) -> None:
+    def compile(self, source: str, folder: Path, *, static: bool = False) -> None:
         """Compiles the C file ``source`` inside ``folder`` to an object beside it.
 
+        Args:
+            source: name.
+            folder: where it is.
+            static: whether it is for :meth:`link_static`: by zig, against the headers of musl.
+
         Raises:
-            ToolchainError: COMPILE with the compiler's message.
+            ToolchainError: COMPILE with the compiler's message; MISSING_TOOL without zig.
         """
         driver = self._zig_cc() if self.name == "zig" else self._driver()
+        if static:
+            driver = self._zig_musl()
         self._call([*driver, *_C_FLAGS, "-c", source, "-o", source.removesuffix(".c") + ".o"], folder)
 
     def link(self, objects: list[str], folder: Path, exports: str = "", *, threads: bool = False) -> None:
@@ -127,11 +134,7 @@ class Linker:
         Raises:
             ToolchainError: MISSING_TOOL without the ziglang package; COMPILE with the linker's message.
         """
-        if importlib.util.find_spec("ziglang") is None:
-            raise _missing("a static executable needs the Python package ziglang", "pip install 'ziglang>=0.13,<0.17'")
-        triple = _ZIG_TRIPLE[self.arch].replace("gnu", "musl")
-        driver = [sys.executable, "-m", "ziglang", "cc", "-target", triple, *_ZIG_CPU.get(self.arch, ())]
-        self._call([*driver, "-static", "-s", "-Wl,--gc-sections", "-o", output, *objects, "-lm"], folder)
+        self._call([*self._zig_musl(), "-static", "-s", "-Wl,--gc-sections", "-o", output, *objects, "-lm"], folder)
 
     def _stubs(self, linker: list[str], source: str, folder: Path, *, threads: bool) -> list[str]:
         """Empty libraries that stand for libm and libc, so that the output names them, without versions."""
@@ -147,6 +150,12 @@ class Linker:
 
     def _zig_cc(self) -> list[str]:
         triple = _ZIG_TRIPLE[self.arch] + (f".{self.libc_min}" if self.libc_min else "")
+        return [sys.executable, "-m", "ziglang", "cc", "-target", triple, *_ZIG_CPU.get(self.arch, ())]
+
+    def _zig_musl(self) -> list[str]:
+        if importlib.util.find_spec("ziglang") is None:
+            raise _missing("a static executable needs the Python package ziglang", "pip install 'ziglang>=0.13,<0.17'")
+        triple = _ZIG_TRIPLE[self.arch].replace("gnu", "musl")
         return [sys.executable, "-m", "ziglang", "cc", "-target", triple, *_ZIG_CPU.get(self.arch, ())]
 
     def _driver(self) -> list[str]:

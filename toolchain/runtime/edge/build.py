@@ -67,6 +67,7 @@ class StaticModel:
 
     Attributes:
         objects: object files and archives.
+        runtime: folder made by :func:`compile_static`, so that the runtime need not be compiled again; None: it is.
         bundle_json: the content of its bundle's ``bundle.json``.
         selftest: the content of its bundle's ``selftest.npz``; empty: the program has no self-test.
     """
@@ -74,6 +75,23 @@ class StaticModel:
     objects: tuple[Path, ...]
     bundle_json: bytes
     selftest: bytes = b""
+    runtime: Path | None = None
+
+
+def compile_static(arch: str, out: Path) -> None:
+    """Compiles the runtime for static executables into objects in the folder ``out``; see :class:`StaticModel`.
+
+    Raises:
+        ToolchainError: COMPILE, MISSING_TOOL.
+    """
+    command = compiler_command(arch, "musl", "zig")
+    with tempfile.TemporaryDirectory(prefix="edge-") as name:
+        folder = Path(name)
+        _copy_sources(folder)
+        _compile_all(command, [*RUNTIME_SOURCES, *PROGRAM_SOURCES], ["-DTC_STATIC_MODEL"], folder)
+        out.mkdir(parents=True, exist_ok=True)
+        for source in (*RUNTIME_SOURCES, *PROGRAM_SOURCES):
+            _place(folder / f"{source}.o", out / f"{source}.o")
 
 
 def compiler_command(arch: str, libc: str, compiler: str) -> list[str]:
@@ -127,12 +145,15 @@ def build_runner(arch: str, libc: str, compiler: str, out: Path, model: StaticMo
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="edge-") as name:
         folder = Path(name)
-        for part in ("include", "src"):
-            shutil.copytree(EDGE / part, folder / part)
+        _copy_sources(folder)
         runtime = [f"{source}.o" for source in RUNTIME_SOURCES]
         program = [f"{source}.o" for source in PROGRAM_SOURCES]
         defines = ["-DTC_STATIC_MODEL"] if model is not None else []
-        _compile_all(command, [*RUNTIME_SOURCES, *PROGRAM_SOURCES], defines, folder)
+        if model is not None and model.runtime is not None:
+            for source in (*runtime, *program):
+                shutil.copyfile(model.runtime / source, folder / source)
+        else:
+            _compile_all(command, [*RUNTIME_SOURCES, *PROGRAM_SOURCES], defines, folder)
         extra = _model_objects(command, model, folder) if model is not None else []
         link = [*command, *_LINK_FLAGS, *(["-static"] if static else [])]
         # The exports of an engine that is linked in stay inside; nothing opens it.
@@ -146,6 +167,11 @@ def build_runner(arch: str, libc: str, compiler: str, out: Path, model: StaticMo
             _place(folder / file, out / file)
     headers = tuple(_place(EDGE / "include" / header, out / header) for header in HEADERS)
     return RunnerFiles(out / LIBRARY_NAME if LIBRARY_NAME in names else None, out / PROGRAM_NAME, headers)
+
+
+def _copy_sources(folder: Path) -> None:
+    for part in ("include", "src"):
+        shutil.copytree(EDGE / part, folder / part)
 
 
 def _compile_all(command: list[str], sources: list[str], defines: list[str], folder: Path) -> None:

@@ -112,8 +112,11 @@ def link_ahead(engine: AheadOfTime, linker: Linker, output: Path) -> None:
     linker.check_output(output)
 
 
-def write_objects(engine: AheadOfTime, linker: Linker, folder: Path) -> list[str]:
-    """Compiles everything of the engine into ``folder``; returns the objects' names in it."""
+def write_objects(engine: AheadOfTime, linker: Linker, folder: Path, *, static: bool = False) -> list[str]:
+    """Compiles everything of the engine into ``folder``; returns the objects' names in it.
+
+    ``static``: for a static executable, with musl as the C library.
+    """
     (folder / "kernels.o").write_bytes(engine.kernels)
     write_weights(engine, linker.arch, folder / "weights.o")
     (folder / "plan.c").write_text(engine.plan)
@@ -122,6 +125,6 @@ def write_objects(engine: AheadOfTime, linker: Linker, folder: Path) -> list[str
         (folder / name).write_bytes((SOURCES / "src" / name).read_bytes())
     (folder / "toolchain_model.h").write_bytes((SOURCES / "include" / "toolchain_model.h").read_bytes())
     for source in (*ENGINE_SOURCES, "plan.c"):
-        linker.compile(source, folder)
+        linker.compile(source, folder, static=static)
         names.append(source.removesuffix(".c") + ".o")
     return ["kernels.o", "weights.o", *names]

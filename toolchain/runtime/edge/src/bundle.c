@@ -42,9 +42,10 @@ static int32_t read_form(tc_bundle *bundle, tcr_problem *problem) {
   if (wrong == json_no_memory) return tcr_no_memory(problem, file->size, "engine.json");
   if (wrong != NULL) return tcr_damaged(problem, "engine.json", "is not JSON (%s at byte %zu)", wrong, offset);
   status = tcr_check_schema(document.root, "engine.json", problem);
-  bundle->form = json_text_is(document.root, "form", "aot")     ? "aot"
+  bundle->form = json_text_is(document.root, "form", "aot")      ? "aot"
+                 : json_text_is(document.root, "form", "static") ? "static"
                  : strcmp(bundle->manifest.backend, "tvm") == 0 ? "vm"
-                                                                : "";
+                                                                 : "";
   json_free(&document);
   return status;
 }
@@ -56,7 +57,9 @@ static int32_t check_engine(tc_bundle *bundle, tcr_problem *problem) {
   if (strcmp(manifest->backend, "tvm") == 0 && strcmp(manifest->device, "cpu") == 0 && strcmp(bundle->form, "aot") == 0)
     return TC_OK;
   return tcr_fail(problem, TC_NO_ENGINE, bundle->layout.path,
-                  "open it with toolchain.runtime in Python, or build it with engines ahead of time",
+                  strcmp(bundle->form, "static") == 0
+                      ? "its engine is an executable, 'model': run that (toolchain export edge writes it to a folder)"
+                      : "open it with toolchain.runtime in Python, or build it with engines ahead of time",
                   "the bundle for %.100s has an engine of backend %.100s, form %s, device %.100s; this runtime runs "
                   "backend tvm, form aot, device cpu",
                   manifest->target, manifest->backend, bundle->form[0] ? bundle->form : "-", manifest->device);

@@ -1,0 +1,40 @@
+"""The stages that make a static executable of an engine ahead of time."""
+
+from __future__ import annotations
+
+from toolchain.errors import ExitCode
+from toolchain.plan_shared import Maker
+from toolchain.stages import link_static, runner
+from toolchain.target import TargetProfile
+
+
+def add_link(maker: Maker, profile: TargetProfile, compiled: str, checked: str) -> str:
+    """Adds the stage that links ``compiled``, judged by ``checked``, to an executable; returns its id.
+
+    All engines of a target share the compiled edge runtime.
+    """
+    recipe, runtime = maker.recipe, f"runtime@{profile.name}"
+    if runtime not in {node.id for node in maker.nodes}:
+        made = runner.Options(profile.arch, "musl", "zig", static=True)
+        maker.add(runtime, runner.STAGE, made, {}, failure=ExitCode.COMPILE, target=profile.name)
+    options = link_static.Options(
+        arch=profile.arch,
+        name=recipe.name,
+        version=recipe.version,
+        description=recipe.description,
+        target=profile.name,
+        profile=profile.to_json(),
+        requirements=profile.requirements(),
+    )
+    inputs = {
+        "engine": f"{compiled}:engine",
+        "objects": f"{compiled}:objects",
+        "runtime": f"{runtime}:runner",
+        "verdict": f"{checked}:verdict",
+        "selftest": "selftest:selftest",
+    }
+    name = compiled.replace("compile[", "link[")
+    optional = frozenset({"verdict", "selftest"})
+    return maker.add(
+        name, link_static.STAGE, options, inputs, optional=optional, failure=ExitCode.COMPILE, target=profile.name
+    )

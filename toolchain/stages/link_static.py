@@ -1,0 +1,90 @@
+"""link_static: an engine ahead of time and the edge runtime as one static executable, ``model``.
+
+What it holds of its bundle is what it must know on the device: names, requirements, contract and self-test.  How the
+engine was chosen is known only later, and is in the ``bundle.json`` beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from toolchain.stage import StageContext, StageDef, StageResult
+
+PROGRAM = "model"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Options of the link_static stage.
+
+    Attributes:
+        arch: of the target, e.g. ``"aarch64"``.
+        name: of the release.
+        version: of the release.
+        description: of the release.
+        target: name of the target.
+        profile: the target profile as JSON.
+        requirements: what the machine must have, as ``TargetProfile.requirements()`` gives it.
+    """
+
+    arch: str
+    name: str
+    version: str
+    description: str
+    target: str
+    profile: Mapping[str, Any]
+    requirements: Mapping[str, Any]
+
+
+def run(ctx: StageContext) -> StageResult:
+    """Inputs ``engine``, ``objects`` (of compile_tvm), ``runtime``, ``verdict``, ``selftest``; output ``engine``.
+
+    The output holds ``model``, engine.json of the form ``"static"`` and contract.json.
+
+    Raises:
+        ToolchainError: COMPILE or MISSING_TOOL.
+    """
+    from toolchain.bundle.manifest import BundleManifest, RuntimeNeed, TargetInfo, Tolerance, parse_engine
+    from toolchain.runtime.edge.build import StaticModel, build_runner
+
+    options: Options = ctx.options
+    contract = json.loads((ctx.inputs["engine"] / "contract.json").read_text())
+    engine = json.loads((ctx.inputs["engine"] / "engine.json").read_text())
+    engine |= {"form": "static", "variants": [{"file": PROGRAM, "sizes": {}}]}
+    verdict = json.loads((ctx.inputs["verdict"] / "verdict.json").read_text()) if "verdict" in ctx.inputs else {}
+    manifest = BundleManifest(
+        name=options.name,
+        version=options.version,
+        description=options.description,
+        target=TargetInfo(options.target, options.profile),
+        requirements=options.requirements,
+        engine=parse_engine(engine, "engine.json"),
+        runtime=RuntimeNeed("", ""),
+        contract=contract,
+        selftest=Tolerance.around(verdict.get("worst") or {}),
+    )
+    recorded = (ctx.inputs["selftest"] / "selftest.npz").read_bytes() if "selftest" in ctx.inputs else b""
+    objects = tuple(sorted(ctx.inputs["objects"].glob("*.o")))
+    output = ctx.output("engine")
+    parts = ctx.out / "parts"
+    model = StaticModel(objects, manifest.to_bytes(), recorded, ctx.inputs["runtime"])
+    built = build_runner(options.arch, "musl", "zig", parts, model)
+    shutil.move(built.program, output / PROGRAM)
+    shutil.rmtree(parts)
+    shutil.copyfile(ctx.inputs["engine"] / "contract.json", output / "contract.json")
+    (output / "engine.json").write_text(json.dumps(engine, sort_keys=True, indent=1) + "\n")
+    return StageResult({"form": "static", "bytes": (output / PROGRAM).stat().st_size})
+
+
+STAGE = StageDef(
+    name="link_static",
+    version=1,
+    run="toolchain.stages.link_static:run",
+    options=Options,
+    tools=("ziglang",),
+    worker="graph",
+)
