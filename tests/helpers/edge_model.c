@@ -84,6 +84,10 @@ static int32_t run(tc_instance *instance, const int64_t *sizes, const void *cons
 #ifdef FAILS
   return 77;
 #endif
+#ifdef POISON
+  for (int64_t i = 0; i < batch; i++)
+    if (get(in[0], i * 4) == POISON) return 77;
+#endif
 #ifdef SEQUENCE
   int64_t sequence = SEQUENCE ? SEQUENCE : sizes[BATCH ? 0 : 1];
   for (int64_t i = 0; i < batch * 4; i++) {

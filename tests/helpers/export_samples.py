@@ -46,9 +46,12 @@ def release_of(engine: Path, folder: Path, version: str = "1.2.3", **files: Path
     return folder
 
 
-def aot_release(folder: Path, *batches: int, version: str = "1.2.3") -> Path:
-    """scores = relu(image @ WEIGHTS) ahead of time, of any batch size or of these, with a self-test."""
-    engine = aot_matrix_engine(folder / "engine", *batches)
+def aot_release(folder: Path, *batches: int, version: str = "1.2.3", **defines: object) -> Path:
+    """scores = relu(image @ WEIGHTS) ahead of time, of any batch size or of these, with a self-test.
+
+    ``defines`` are those of ``edge_model.c``.
+    """
+    engine = aot_matrix_engine(folder / "engine", *batches, **defines)
     return release_of(engine, folder / "release", version, selftest_npz=selftest_file(folder / "selftest.npz"))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.bundle_samples import expected_scores
 from helpers.export_samples import aot_release, exported, onnx_release, tokens_release, tvm_release
 from helpers.triton_server import Triton, TritonMissingError, triton_folder, triton_serving
 
@@ -25,6 +26,7 @@ from tritonclient.utils import InferenceServerException, triton_to_np_dtype  # n
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("triton")]
 SITE = Path(sysconfig.get_paths()["purelib"])
 MODELS = ("aot", "buckets", "tokens", "onnx", "tvm")
+POISON = 666
 RANDOM = np.random.default_rng(7)
 
 
@@ -37,6 +39,8 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "tokens": tokens_release(folder / "tokens", ((1, 4), (4, 16))),
         "onnx": onnx_release(folder / "onnx"),
         "tvm": tvm_release(folder / "tvm"),
+        # Slow, so that requests gather; fails where a row starts with POISON.
+        "poisoned": aot_release(folder / "poisoned", POISON=POISON, SLOW_MS=50),
     }
 
 
@@ -51,6 +55,7 @@ def repositories(releases: dict[str, Path], tmp_path_factory: pytest.TempPathFac
     labels.write_text("cat\ndog\nowl\n")
     options = {
         "buckets": ["--settings", str(settings)],
+        "poisoned": ["--settings", str(settings)],
         "tvm": ["--labels", str(labels)],
         "aot": ["--response-cache"],
         "onnx": ["--python-backend"],
@@ -153,9 +158,7 @@ def test_the_recorded_inputs_ran_before_the_model_was_ready(triton: Triton) -> N
     assert "failed to run warmup" not in triton.said().lower()
 
 
-def test_requests_that_come_together_are_run_as_one_and_a_wrong_one_fails_alone(
-    releases: dict[str, Path], triton: Triton
-) -> None:
+def test_requests_that_come_together_are_run_as_one(releases: dict[str, Path], triton: Triton) -> None:
     good = {n: inputs_of("buckets", 1) for n in range(24)}
     with ours(releases["buckets"]) as (_, our_grpc):
         expected = {n: asked(grpc, our_grpc, "sample", arrays)["scores"] for n, arrays in good.items()}
@@ -176,9 +179,33 @@ def test_requests_that_come_together_are_run_as_one_and_a_wrong_one_fails_alone(
     runs, rows = (after[key] - before[key] for key in ("execution_count", "inference_count"))
     assert rows == 24
     assert runs < rows
-    with pytest.raises(InferenceServerException, match="16"):
+
+
+def test_a_request_outside_the_contract_is_refused_with_the_reason(triton: Triton) -> None:
+    with pytest.raises(InferenceServerException, match="must have a size from 1 to 16, got 17"):
         asked(http, triton.http, "tokens", {"tokens": np.zeros((1, 17, 4), "f"), "mask": np.zeros((1, 17), "f")})
     assert asked(http, triton.http, "tokens", inputs_of("tokens", 1))["pooled"].shape == (1, 4)
+
+
+def test_a_request_that_makes_a_merged_run_fail_fails_alone(triton: Triton) -> None:
+    def answer(number: int) -> np.ndarray | str:
+        image = np.full((1, 4), POISON if number % 6 == 0 else number, np.float32)
+        try:
+            return asked(http, triton.http, "poisoned", {"image": image})["scores"]
+        except InferenceServerException as error:
+            return str(error)
+
+    with ThreadPoolExecutor(12) as threads:
+        answers = list(threads.map(answer, range(24)))
+    for number, got in enumerate(answers):
+        if number % 6 == 0:
+            assert "the engine's run failed" in got
+        else:
+            assert np.allclose(got, expected_scores(np.full((1, 4), number, np.float32)), rtol=1e-5), got
+    with http.InferenceServerClient(triton.http) as client:
+        stats = client.get_inference_statistics("poisoned")["model_stats"][0]
+    # Some of them were in a batch of several.
+    assert any(batch["batch_size"] > 1 for batch in stats["batch_stats"])
 
 
 def test_classes_are_answered_with_their_labels(triton: Triton) -> None:
