@@ -63,13 +63,15 @@ def native(parts: Parts, engine: Engine, threads: int, runs: int, rounds: int) -
     }
     bare = _json_of([str(program)])["peak_kb"]
     planned = engine.facts["weight_bytes"] + engine.facts["arena_bytes"]
+    above = figures["ours"]["peak_kb"] * 1024 - bare * 1024
     return {
         "model": engine.model.name,
         "precision": engine.precision,
         "threads": threads,
         "bare_kb": bare,
         **engine.facts,
-        "peak_ratio": (figures["ours"]["peak_kb"] - bare) * 1024 / planned,
+        "peak_ratio": above / planned,
+        "peak_ratio_without_inputs": (above - engine.input_bytes) / planned,
         **figures,
     }
 
