@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf import json_format
+from google.protobuf.message import DecodeError
 
 from toolchain.runtime.server.api import Core, ServeError, Status
 from toolchain.runtime.server.frontend import check_admin, check_bearer
@@ -47,20 +48,24 @@ class InferenceService:
             behaviour = getattr(self, re.sub(r"(?<=[a-z])(?=[A-Z])", "_", method.name).lower())
             make = grpc.stream_stream_rpc_method_handler
             if method.name != "ModelStreamInfer":
-                behaviour, make = self._guarded(behaviour, method.name), grpc.unary_unary_rpc_method_handler
-            request, response = getattr(pb, method.input_type.name), getattr(pb, method.output_type.name)
-            handlers[method.name] = make(behaviour, request.FromString, response.SerializeToString)
+                parse = getattr(pb, method.input_type.name).FromString
+                behaviour, make = self._guarded(behaviour, parse, method.name), grpc.unary_unary_rpc_method_handler
+            # Requests are parsed here: gRPC would answer UNKNOWN to what is no message.
+            handlers[method.name] = make(behaviour, None, getattr(pb, method.output_type.name).SerializeToString)
         return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
-    def _guarded(self, behaviour: Callable[[Any], Any], name: str) -> Callable[[Any, Any], Awaitable[Any]]:
+    def _guarded(
+        self, behaviour: Callable[[Any], Any], parse: Callable[[bytes], Any], name: str
+    ) -> Callable[[bytes, Any], Awaitable[Any]]:
         """A method with its errors as gRPC statuses, for clients that may call it."""
         checked = self._settings.authorize is not None and name not in _OPEN
         waits = asyncio.iscoroutinefunction(behaviour)
 
-        async def call(request: Any, context: Any) -> Any:
+        async def call(data: bytes, context: Any) -> Any:
             try:
                 if checked:
                     self._authorize(context)
+                request = _parsed(parse, data)
                 return await behaviour(request) if waits else behaviour(request)
             except ServeError as error:
                 refused = error
@@ -101,7 +106,7 @@ class InferenceService:
         inference, wishes = self._codec.decode(request)
         return self._codec.encode(await self._core.infer(inference), wishes)
 
-    async def model_stream_infer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+    async def model_stream_infer(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
         """Answers in the order of the requests, up to 64 of which are worked on at the same time."""
         if self._settings.authorize is not None:
             try:
@@ -128,9 +133,11 @@ class InferenceService:
                 if left is not None:
                     left.cancel()
 
-    async def _one_of_stream(self, request: Any) -> Any:
+    async def _one_of_stream(self, data: bytes) -> Any:
         """The answer to one request of a stream; an error doesn't end the stream."""
+        request = pb.ModelInferRequest()
         try:
+            request = _parsed(pb.ModelInferRequest.FromString, data)
             message = await self.model_infer(request)
         except ServeError as error:
             failed = pb.ModelStreamInferResponse(error_message=error.message)
@@ -214,6 +221,18 @@ class InferenceService:
             kind = "bool_param" if isinstance(value, bool) else "uint32_param" if isinstance(value, int) else ""
             setattr(message.settings[key], kind or "string_param", value)
         return message
+
+
+def _parsed(parse: Callable[[bytes], Any], data: bytes) -> Any:
+    """The message in ``data``.
+
+    Raises:
+        ServeError: INVALID, there is none.
+    """
+    try:
+        return parse(data)
+    except DecodeError as error:
+        raise ServeError(Status.INVALID, f"the request is no message of this method: {error}") from None
 
 
 async def _abort(context: Any, error: ServeError) -> None:
