@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import edge_samples
 from helpers.bundle_samples import MATRIX_CONTRACT, requirements
 from helpers.edge_samples import aot_engine, compile_model, selftest_file
 from helpers.emulator_packages import EmulatorError
@@ -93,6 +95,20 @@ def context(inputs: Mapping[str, Path], tmp_path: Path, runs: int = 10, **engine
     return StageContext(given, options, tmp_path / "out", tmp_path, outside={"address": ADDRESS})
 
 
+def changed(folder: Path, engine: Path, old: str, new: str) -> Path:
+    """A copy of an engine made of changed source."""
+    shutil.copytree(engine, folder)
+    text = edge_samples.SOURCES.read_text()
+    assert old in text
+    source = folder.with_suffix(".c")
+    source.write_text(text.replace(old, new))
+    zig = compiler_command("aarch64", "glibc:2.28", "zig")
+    include = f"-I{edge_samples.EDGE / 'include'}"
+    flags = ["-std=c11", "-D_GNU_SOURCE", "-O1", "-shared", "-fPIC", "-s", "-DBATCH=0", include]
+    subprocess.run([*zig, *flags, "-o", str(folder / "model.so"), str(source)], check=True)
+    return folder
+
+
 def measured(result: StageResult, tmp_path: Path) -> dict[str, Any]:
     assert json.loads((tmp_path / "out/measurement/measurement.json").read_text()) == result.facts
     return result.facts
@@ -130,26 +146,22 @@ def test_times_of_an_emulated_device_are_left_out_and_said_to_be_none(
 def test_an_engine_whose_outputs_differ_on_the_device_is_rejected_and_the_others_are_measured(
     device: SshDevice, inputs: Mapping[str, Path], tmp_path: Path
 ) -> None:
-    ctx = context(inputs, tmp_path, fp32="quick")
-    wrong = tmp_path / "wrong"
-    shutil.copytree(inputs["quick"], wrong)
-    zig = tuple(compiler_command("aarch64", "glibc:2.28", "zig"))
-    source = tmp_path / "model.c"
-    text = (Path(__file__).parents[1] / "helpers" / "edge_model.c").read_text()
-    assert "/ 7 - 0.5f" in text
-    source.write_text(text.replace("/ 7 - 0.5f", "/ 7 - 0.6f"))
-    from helpers import edge_samples
-
-    before, edge_samples.SOURCES = edge_samples.SOURCES, source
-    try:
-        compile_model(wrong / "model.so", 0, zig)
-    finally:
-        edge_samples.SOURCES = before
-    given = {**ctx.inputs, "int8-static/tvm": wrong, "verdict[int8-static/tvm]": verdict(tmp_path / "v")}
-    ctx = StageContext(given, ctx.options, ctx.out, ctx.root, outside=ctx.outside)
+    wrong = changed(tmp_path / "wrong", inputs["quick"], "/ 7 - 0.5f", "/ 7 - 0.6f")
+    ctx = context({**inputs, "wrong": wrong}, tmp_path, fp32="quick", fp16="wrong")
     rows = measured(measure_device.run(ctx), tmp_path)["engines"]
-    assert rows["int8-static/tvm"]["rejected"].startswith("its self-test fails on the device: ")
-    assert "median_ms" not in rows["int8-static/tvm"]
+    assert rows["fp16/tvm"]["rejected"].startswith("its self-test fails on the device: ")
+    assert "median_ms" not in rows["fp16/tvm"]
+    assert rows["fp32/tvm"]["median_ms"] > 0
+
+
+def test_an_engine_that_crashes_on_the_device_is_told_from_a_lost_connection(
+    device: SshDevice, inputs: Mapping[str, Path], tmp_path: Path
+) -> None:
+    # As an instruction that the processor doesn't have ends it.
+    bad = changed(tmp_path / "bad", inputs["quick"], "  (void)threads;\n", "  if (threads) __builtin_trap();\n")
+    ctx = context({**inputs, "bad": bad}, tmp_path, fp32="quick", fp16="bad")
+    rows = measured(measure_device.run(ctx), tmp_path)["engines"]
+    assert rows["fp16/tvm"] == {"error": "on the device: ended by signal SIGTRAP"}
     assert rows["fp32/tvm"]["median_ms"] > 0
 
 

@@ -135,3 +135,4 @@ def test_an_end_without_words_is_told_by_its_signal_or_status() -> None:
     assert Done(132, "", "").last_words == "ended by signal SIGILL"
     assert describe_status(3) == "ended with status 3"
     assert Done(1, "", "first\nlast\n\n").last_words == "last"
+    assert Done(137, "", "Killed").last_words == "ended by signal SIGKILL"

@@ -114,11 +114,15 @@ class Place:
 
     def run(self, command: str, seconds: float, stdin: IO[bytes] | None = None) -> Done:
         """Run a command of the shell in the folder; raises as :meth:`Ssh.run`."""
-        return self._ssh.run(f"cd {shlex.quote(self.folder)} && {command}", seconds, stdin)
+        return self._ssh.run(self._here(command), seconds, stdin)
 
     def converse(self, command: str) -> Conversation:
         """Start a command in the folder that answers lines with lines."""
-        return Conversation(self._ssh, f"cd {shlex.quote(self.folder)} && exec {command}")
+        return Conversation(self._ssh, self._here(command))
+
+    def _here(self, command: str) -> str:
+        # The shell stays, to give the status of a program that a signal ended: ssh tells a lost connection's instead.
+        return f"cd {shlex.quote(self.folder)} || exit 1\n{command}\nexit $?"
 
     def _held(self, size: int) -> str:
         timer = threading.Timer(_PLACE_SECONDS, self._holder.kill)

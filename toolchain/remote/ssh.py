@@ -20,6 +20,8 @@ CONNECT_SECONDS = 10
 LOST = 255
 """ssh's own exit status when the connection fails or is lost; a command's is passed through."""
 
+_SIGNALS = 64
+
 _OPTIONS = (
     "BatchMode=yes", f"ConnectTimeout={CONNECT_SECONDS}", "ConnectionAttempts=1", "ServerAliveInterval=5",
     "ServerAliveCountMax=3", "LogLevel=ERROR", "RequestTTY=no", "ClearAllForwardings=yes", "ForwardAgent=no",
@@ -43,7 +45,10 @@ class Done:
 
     @property
     def last_words(self) -> str:
-        """The last line on standard error, else how it ended."""
+        """Which signal ended it, else the last line on standard error, else its status."""
+        if 128 < self.status <= 128 + _SIGNALS:
+            # The shell's own words for it are shorter than helpful.
+            return describe_status(self.status)
         lines = [line.strip() for line in self.err.splitlines() if line.strip()]
         return lines[-1] if lines else describe_status(self.status)
 
@@ -140,7 +145,7 @@ def describe_status(status: int) -> str:
     """An exit status of the shell in words."""
     import signal
 
-    number = -status if status < 0 else status - 128
+    number = status - 128
     try:
         return f"ended by signal {signal.Signals(number).name}"
     except ValueError:

@@ -212,7 +212,12 @@ class RemoteRacer(Racer):
         answer = self._process.ask(line, self._seconds)
         if answer is None:
             said = self._process.last_words.removeprefix(f"{PROGRAM}: ")
-            raise ToolchainError(f"the measuring process on the device ended: {said}", code=ExitCode.MEASURE)
+            hint = "is its memory too small for all engines at once? quantize.precisions leaves some out"
+            raise ToolchainError(
+                f"the measuring process on the device ended: {said}",
+                hint=hint if said.endswith("SIGKILL") else "",
+                code=ExitCode.MEASURE,
+            )
         return json.loads(answer)
 
 
