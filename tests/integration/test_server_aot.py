@@ -36,7 +36,9 @@ def test_an_engine_ahead_of_time_answers_rows_of_every_size(
     async def main() -> None:
         async with serving(release_of(tmp_path, *batches), execution=execution, max_batch_size=8) as core:
             sizes = [1, 2, 8, 9, 17, 64] + [1] * 40
-            images = [np.random.default_rng(n).normal(size=(size, 4)).astype(np.float32) for n, size in enumerate(sizes)]
+            images = [
+                np.random.default_rng(n).normal(size=(size, 4)).astype(np.float32) for n, size in enumerate(sizes)
+            ]
             answers = await asyncio.gather(*[core.infer(InferRequest("matrix", "", {"image": i})) for i in images])
             for image, answer in zip(images, answers, strict=True):
                 np.testing.assert_allclose(answer.outputs["scores"], expected_scores(image), rtol=1e-5, atol=1e-6)

@@ -8,58 +8,31 @@ memory, which is aligned so that the first binary tensor in it can be used where
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from collections import deque
 from typing import TYPE_CHECKING, cast
 
 import httptools
 
 from toolchain.runtime.server.api import ServeError, Status
 from toolchain.runtime.server.frontend import check_bearer
-from toolchain.runtime.server.http_reply import STATUS_LINES, Reply, error_reply, refusal
-from toolchain.runtime.server.http_request import Request, begin, room_for
+from toolchain.runtime.server.http_answering import BODY, DISCARD, HEAD, IDLE, Answering
+from toolchain.runtime.server.http_reply import Reply, error_reply, refusal
+from toolchain.runtime.server.http_request import WANTED, Request, room_for
 
 if TYPE_CHECKING:
     from toolchain.runtime.server.http_server import HttpServer
 
-_log = logging.getLogger("toolchain.serve")
-_WANTED = frozenset(
-    {
-        b"accept-encoding",
-        b"authorization",
-        b"content-encoding",
-        b"content-length",
-        b"expect",
-        b"host",
-        b"inference-header-content-length",
-        b"traceparent",
-        b"transfer-encoding",
-    }
-)
 #: Larger bodies get memory of their own at once, and count for ``max_pending``.
 SMALL_BODY = 32 * 1024
-_JOINED = 64 * 1024
-_LINGER = 2.0
-_IDLE, _HEAD, _BODY, _DISCARD = range(4)
 
 
-class HttpConnection(asyncio.BufferedProtocol):
+class HttpConnection(Answering, asyncio.BufferedProtocol):
     """See the module."""
 
     def __init__(self, server: HttpServer) -> None:
-        self.server = server
-        self.transport: asyncio.Transport
+        super().__init__(server)
         self.parser = httptools.HttpRequestParser(self)
-        self.phase = _IDLE
-        self.deadline = server.now + server.settings.idle_timeout
         self.stall = 0.0
-        self.write_deadline = 0.0
-        self.closing = False
-        self.task: asyncio.Task[None] | None = None
-        self.current: Request | None = None
         self.incoming: Request | None = None
-        self.queue: deque[Request] = deque()
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._head_size = self._head_read = 0
@@ -69,7 +42,6 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._direct: memoryview | None = None
         self._filled = 0
         self._chunked = False
-        self._pumping = False
 
     # What the transport calls.
 
@@ -105,24 +77,17 @@ class HttpConnection(asyncio.BufferedProtocol):
                 self.parser = httptools.HttpRequestParser(self)  # the old one still waits for this body
                 self.on_message_complete()
             return
-        if self.phase == _DISCARD or self.closing:
+        if self.phase == DISCARD or self.closing:
             return
         self._began = False
         self._feed(self.server.view[:nbytes])
-        if self.phase == _HEAD and not self._began:
+        if self.phase == HEAD and not self._began:
             # All of it belonged to a head that still goes on, maybe to a header that the parser hasn't told of.
             self._head_read += nbytes
             if self._head_read > self.server.settings.max_head:
                 self._too_long()
-        if self._room is not None and self.incoming is not None and self.phase == _BODY:
+        if self._room is not None and self.incoming is not None and self.phase == BODY:
             self._direct = self._room[self._filled :]
-
-    def pause_writing(self) -> None:
-        self.write_deadline = self.server.now + self.server.settings.write_timeout
-
-    def resume_writing(self) -> None:
-        self.write_deadline = 0.0
-        self._pump()
 
     def _feed(self, data: memoryview) -> None:
         while True:
@@ -132,10 +97,10 @@ class HttpConnection(asyncio.BufferedProtocol):
                 # The request is answered without the upgrade; what follows is its body, or another one.
                 data = self._body_after_upgrade(data[upgrade.args[0] :])
                 self.parser = httptools.HttpRequestParser(self)
-                if data and not self.closing and self.phase != _DISCARD:
+                if data and not self.closing and self.phase != DISCARD:
                     continue
             except httptools.HttpParserError as error:
-                if self.phase != _DISCARD:
+                if self.phase != DISCARD:
                     self._refuse(error_reply(400, f"the request is no valid HTTP: {error}"))
             return
 
@@ -153,9 +118,9 @@ class HttpConnection(asyncio.BufferedProtocol):
     # What the parser calls.
 
     def on_message_begin(self) -> None:
-        if self.phase == _DISCARD:
+        if self.phase == DISCARD:
             return
-        self.phase = _HEAD
+        self.phase = HEAD
         self.deadline = self.server.now + self.server.settings.head_timeout
         self._url = b""
         self._headers = {}
@@ -167,16 +132,16 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_size += len(name) + len(value)
-        if self._head_size > self.server.settings.max_head and self.phase in (_HEAD, _BODY):
+        if self._head_size > self.server.settings.max_head and self.phase in (HEAD, BODY):
             self._too_long()
             return
-        if self.phase == _HEAD:  # else a trailer, which nobody asked for
+        if self.phase == HEAD:  # else a trailer, which nobody asked for
             name = name.lower()
-            if name in _WANTED:
+            if name in WANTED:
                 self._headers[name] = value
 
     def on_headers_complete(self) -> None:
-        if self.phase == _DISCARD:
+        if self.phase == DISCARD:
             return
         server, headers = self.server, self._headers
         method = self.parser.get_method()
@@ -187,7 +152,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._room = None
         self._filled = 0
         self._chunked = self._upgrade = False
-        self.phase = _BODY
+        self.phase = BODY
         try:
             self._check_head(request)
         except ServeError as error:
@@ -199,7 +164,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         Raises:
             ServeError: by the head alone the request can't be answered.
         """
-        server, settings, headers = self.server, self.server.settings, request.headers
+        settings, headers = self.server.settings, request.headers
         if len(request.target) + self._head_size > settings.max_head:
             self._too_long()
             return
@@ -209,27 +174,33 @@ class HttpConnection(asyncio.BufferedProtocol):
             check_bearer(settings, headers.get(b"authorization", b"").decode("latin-1"))
         coding = headers.get(b"transfer-encoding")
         length = int(headers.get(b"content-length", b"0"))
+        if coding is not None or length:
+            self._make_room(request, coding, length)
+        expected = headers.get(b"expect")
+        if expected is not None:
+            self._expect(expected)
+
+    def _make_room(self, request: Request, coding: bytes | None, length: int) -> None:
+        """Say how long the body may take, and make room for it.
+
+        Raises:
+            ServeError: it is too large, or comes in a way that is not supported.
+        """
+        server, limit = self.server, request.route.max_body
         if coding is not None:
             if coding.strip().lower() != b"chunked":
                 raise ServeError(Status.UNSUPPORTED, "of the transfer codings only 'chunked' is supported")
             self._chunked = True
-        elif length > request.route.max_body:
-            raise ServeError(
-                Status.TOO_LARGE, f"the request has {length} bytes, at most {request.route.max_body} are allowed"
-            )
-        if coding is not None or length:
-            self.stall = server.now + settings.body_timeout
-            size = length if coding is None else request.route.max_body
-            self.deadline = self.stall + size / settings.min_rate
-            self._upgrade = self.parser.should_upgrade()
-            if self._upgrade and coding is not None:
-                raise ServeError(Status.UNSUPPORTED, "a chunked body can't come with an Upgrade header")
-            if length > SMALL_BODY or self._upgrade:
-                server.reserve(request, length)
-                self._room = room_for(length, headers.get(b"inference-header-content-length", b"0"))
-        expected = headers.get(b"expect")
-        if expected is not None:
-            self._expect(expected)
+        elif length > limit:
+            raise ServeError(Status.TOO_LARGE, f"the request has {length} bytes, at most {limit} are allowed")
+        self.stall = server.now + server.settings.body_timeout
+        self.deadline = self.stall + (limit if self._chunked else length) / server.settings.min_rate
+        self._upgrade = self.parser.should_upgrade()
+        if self._upgrade and self._chunked:
+            raise ServeError(Status.UNSUPPORTED, "a chunked body can't come with an Upgrade header")
+        if length > SMALL_BODY or self._upgrade:
+            server.reserve(request, length)
+            self._room = room_for(length, request.headers.get(b"inference-header-content-length", b"0"))
 
     def _expect(self, expected: bytes) -> None:
         if expected.lower() != b"100-continue":
@@ -239,7 +210,7 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def on_body(self, body: bytes) -> None:
         request = self.incoming
-        if request is None or self.phase == _DISCARD:
+        if request is None or self.phase == DISCARD:
             return
         self.stall = self.server.now + self.server.settings.body_timeout
         if self._room is not None:
@@ -253,7 +224,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             assert isinstance(collected, bytearray)
             if self._chunked:
                 self._grow(request, len(collected) + len(body))
-                if self.phase == _DISCARD:
+                if self.phase == DISCARD:
                     return
             collected += body
             request.body = collected
@@ -270,92 +241,19 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def on_message_complete(self) -> None:
         request = self.incoming
-        if request is None or self.phase == _DISCARD or self._upgrade:
+        if request is None or self.phase == DISCARD or self._upgrade:
             return
         if self._room is not None:
             request.body = self._room
             self._room = None
         self.incoming = None
-        self.phase = _IDLE
+        self.phase = IDLE
         self.deadline = self.server.now + self.server.settings.idle_timeout
         if self.current is None and not self.queue and not self.write_deadline:
-            self._run(request)
+            self.run(request)
         else:
             self.queue.append(request)
             self.transport.pause_reading()
-
-    # Answers.
-
-    def _run(self, request: Request) -> None:
-        self.current = request
-        if self.server.settings.log_request is not None:
-            request.started = time.monotonic_ns()
-        reply = request.reply
-        if reply is None:
-            if request.route.waits:
-                self.task = begin(self._wait(request), self.server.loop)
-                return
-            try:
-                reply = request.route.answer(request)
-            except ServeError as error:
-                reply = refusal(error)
-            except Exception:
-                reply = _broken(request)
-        self._send(request, reply)
-
-    async def _wait(self, request: Request) -> None:
-        try:
-            reply = await request.route.wait(request)
-        except ServeError as error:
-            reply = refusal(error)
-        except Exception:
-            reply = _broken(request)
-        self.task = None
-        self._send(request, reply)
-
-    def _send(self, request: Request, reply: Reply) -> None:
-        server = self.server
-        status, parts, content_type, headers = reply
-        size = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
-        close = request.close or server.draining
-        if close:
-            headers += b"Connection: close\r\n"
-        head = b"%b%bContent-Type: %b\r\nContent-Length: %d\r\n%b\r\n" % (
-            STATUS_LINES[status],
-            server.common,
-            content_type,
-            size,
-            headers,
-        )
-        if request.method == b"HEAD":
-            self.transport.write(head)
-        elif size <= _JOINED:
-            self.transport.write(head + parts[0] if len(parts) == 1 else b"".join([head, *parts]))
-        else:
-            self.transport.writelines([head, *parts])
-        server.counts[status] = server.counts.get(status, 0) + 1
-        if request.reserved:
-            server.release(request)
-        if request.started and server.settings.log_request is not None:
-            took = time.monotonic_ns() - request.started
-            path = request.target.decode("latin-1")
-            server.settings.log_request(request.method.decode("latin-1"), path, status, took)
-        self.current = None
-        if close:
-            self._shut(linger=request.reply is not None)
-        elif self.queue:
-            self._pump()
-
-    def _pump(self) -> None:
-        """Go on with requests that wait for their turn; a loop, for there may be hundreds in one read."""
-        if self._pumping:
-            return
-        self._pumping = True
-        while self.queue and self.current is None and not self.closing and not self.write_deadline:
-            self._run(self.queue.popleft())
-        self._pumping = False
-        if not self.queue and not self.closing:
-            self.transport.resume_reading()
 
     def _too_long(self) -> None:
         limit = self.server.settings.max_head
@@ -363,32 +261,20 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def _refuse(self, reply: Reply) -> None:
         """Answer what can't be read on with an error, in its turn, and close."""
-        if self.phase == _DISCARD or self.closing:
+        if self.phase == DISCARD or self.closing:
             return
         request = self.incoming or Request(b"", self._url, self.server.router.nowhere, {})
         self.incoming = None
         self._room = self._direct = None
-        self.phase = _DISCARD
+        self.phase = DISCARD
         self.deadline = float("inf")
         request.body = b""
         request.reply = reply
         request.close = True
         if self.current is None and not self.queue:
-            self._run(request)
+            self.run(request)
         else:
             self.queue.append(request)
-
-    def _shut(self, *, linger: bool) -> None:
-        """Close; with ``linger`` what the client still sends is thrown away first, else it may lose the answer."""
-        self.closing = not linger
-        self.queue.clear()
-        self.phase = _DISCARD
-        if linger and self.transport.can_write_eof():
-            self.deadline = self.server.now + _LINGER
-            self.transport.write_eof()
-        else:
-            self.closing = True
-            self.transport.close()
 
     # What the server calls.
 
@@ -397,15 +283,15 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self.write_deadline:
             if now > self.write_deadline:
                 self.transport.abort()
-        elif self.phase == _DISCARD:
+        elif self.phase == DISCARD:
             if now > self.deadline:
                 self.transport.abort()
         elif self.current is not None:
             return
-        elif self.phase == _IDLE:
+        elif self.phase == IDLE:
             if now > self.deadline:
                 self.close_idle()
-        elif self.phase == _HEAD:
+        elif self.phase == HEAD:
             if now > self.deadline:
                 self._refuse(error_reply(408, "the request's headers did not come in time"))
         elif now > self.deadline or now > self.stall:
@@ -413,12 +299,6 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def close_idle(self) -> None:
         """Close, unless a request is being received or answered."""
-        if self.current is None and self.phase == _IDLE and not self.queue:
+        if self.current is None and self.phase == IDLE and not self.queue:
             self.closing = True
             self.transport.close()
-
-
-def _broken(request: Request) -> Reply:
-    path = request.target.decode("latin-1")
-    _log.exception("request failed", extra={"facts": {"path": path}})
-    return error_reply(500, "the server failed to answer this request; its log says why")

@@ -14,6 +14,20 @@ if TYPE_CHECKING:
     from toolchain.runtime.server.routes import Route
 
 _ALIGNMENT = 64
+#: The headers that are looked at; others are not kept.
+WANTED = frozenset(
+    {
+        b"accept-encoding",
+        b"authorization",
+        b"content-encoding",
+        b"content-length",
+        b"expect",
+        b"host",
+        b"inference-header-content-length",
+        b"traceparent",
+        b"transfer-encoding",
+    }
+)
 
 
 class Request:
