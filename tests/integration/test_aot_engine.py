@@ -261,3 +261,26 @@ def test_the_c_sources_compile_without_a_warning(compiler: list[str], tmp_path: 
         command = [*compiler, *flags, "-c", source, "-o", tmp_path / "one.o"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+def test_a_kernel_whose_buffers_may_lie_anywhere_begins_at_their_start(tmp_path: Path) -> None:
+    model = model_of(
+        [helper.make_node("ScatterND", ["x", "at", "new"], ["y"])],
+        {"x": (TensorProto.FLOAT, [8, 3]), "new": (TensorProto.FLOAT, [2, 3])},
+        {"y": (TensorProto.FLOAT, [8, 3])},
+        at=np.array([[6], [1]], np.int64),
+    )
+    build(model, tmp_path / "m.so")
+    x, new = (np.random.default_rng(i).standard_normal(s).astype(np.float32) for i, s in enumerate([(8, 3), (2, 3)]))
+    np.testing.assert_array_equal(NativeEngine(tmp_path / "m.so", 1).run([x, new])[0], reference(model, x, new)[0])
+
+
+def test_a_dtype_that_no_interface_carries_needs_the_virtual_machine(tmp_path: Path) -> None:
+    model = model_of(
+        [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.BFLOAT16)],
+        {"x": (TensorProto.FLOAT, [4])},
+        {"y": (TensorProto.BFLOAT16, [4])},
+    )
+    built = build(model, tmp_path / "m.so", "auto")
+    assert built.name == "vm"
+    assert "bfloat16" in built.because

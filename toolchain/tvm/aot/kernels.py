@@ -80,7 +80,15 @@ def _plain(name: str, function: Any) -> Any:
             return pointers.get(call.args[0], call)
         return call
 
+    # Parameters that may lie anywhere in a larger tensor begin at its start here.
+    starts = [p.ty.elem_offset for p in pointers if isinstance(p.ty.elem_offset, tvm.ir.Var)]
+
+    def start_of(variable: Any) -> Any:
+        return tirx.const(0, str(variable.ty.dtype)) if variable in starts else variable
+
     body = tvm_ffi.structural_map(function.body, (tvm.ir.Call, data_of))
+    if starts:
+        body = tvm_ffi.structural_map(body, (tvm.ir.Var, start_of))
     for key, value in (("device_id", 0), ("device_type", _CPU)):
         body = tirx.AttrStmt("default", key, tirx.const(value, "int32"), body)
     body = tirx.SeqStmt([body, tirx.Return(tirx.const(0, "int32"))])

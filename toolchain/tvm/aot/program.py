@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from toolchain.specs import DTYPES
 from toolchain.tvm.aot.sizes import Expression, PlanError, c_expression, product
 from toolchain.tvm.library import load_tvm
 from toolchain.tvm.machine import dtype_bits
@@ -124,6 +125,7 @@ class _Reader:
                 if isinstance(size, self._tvm.ir.Var) and size not in self._dims:
                     self._dims[size] = len(self._dims)
             self._values[parameter] = Value("input", index)
+            check_dtype(str(type_.dtype))
         self._program.dims = tuple(str(variable.name) for variable in self._dims)
         for name, parameter in zip(inputs, main.params, strict=True):
             self._program.inputs.append(Tensor(name, str(parameter.ty.dtype), self._shape(parameter.ty)))
@@ -162,6 +164,7 @@ class _Reader:
             raise PlanError(f"it calls {name or getattr(operator, 'global_symbol', operator)}")
 
     def _bytes(self, type_: Any) -> Expression:
+        check_dtype(str(type_.dtype))
         return product((*self._shape(type_), dtype_bits(str(type_.dtype)) // 8))
 
     def _value(self, value: Any) -> Any:
@@ -178,6 +181,7 @@ class _Reader:
 
     def _weight(self, tensor: Any) -> Value:
         """One weight for each tensor, however many constants share it."""
+        check_dtype(str(tensor.dtype))
         array = tensor.numpy()
         key = (array.shape, str(array.dtype), array.tobytes()) if array.nbytes <= _SMALL else array.ctypes.data
         if key not in self._weights:
@@ -219,6 +223,12 @@ class _Reader:
             return
         became[value] = place
         program.calls = [replace_value(call, value, place) for call in program.calls]
+
+
+def check_dtype(dtype: str) -> None:
+    """Raises PlanError for a dtype that no interface here can carry: kernels in it follow conventions of TVM's own."""
+    if dtype not in DTYPES:
+        raise PlanError(f"it holds values of the dtype {dtype}")
 
 
 def replace_value(call: Call, old: Value, new: Value) -> Call:
