@@ -63,7 +63,7 @@ static int64_t whole_at(int32_t dtype, const char *data, size_t index) {
   case code: { \
     type element; \
     memcpy(&element, data + index * sizeof element, sizeof element); \
-    return (uint64_t)element > INT64_MAX && (type)-1 > 0 ? INT64_MAX : (int64_t)element; \
+    return (int64_t)element; \
   }
   switch (dtype) {
     CASE(TC_INT8, int8_t)
@@ -73,7 +73,11 @@ static int64_t whole_at(int32_t dtype, const char *data, size_t index) {
     CASE(TC_UINT8, uint8_t)
     CASE(TC_UINT16, uint16_t)
     CASE(TC_UINT32, uint32_t)
-    CASE(TC_UINT64, uint64_t)
+    case TC_UINT64: {
+      uint64_t element;
+      memcpy(&element, data + index * sizeof element, sizeof element);
+      return element > INT64_MAX ? INT64_MAX : (int64_t)element;
+    }
   }
 #undef CASE
   return 0;
