@@ -386,3 +386,13 @@ def test_an_arm_target_of_32_bits_says_how_floats_are_passed() -> None:
     assert load_target("armv7-neon").tvm_target()["mfloat-abi"] == "hard"
     assert load_target("riscv64").tvm_target()["mabi"] == "lp64d"
     assert "mabi" not in load_target("cortex-a53").tvm_target()
+
+
+def test_executables_hold_engines_of_tvm_and_need_no_c_library(tmp_path: Path) -> None:
+    text = 'schema = 1\nname = "own"\nextends = "cortex-a53"\n[runtime]\nform = "static"\n'
+    assert "runtime.engines" in "\n".join(refused(own(tmp_path, text)).details)
+    profile = load_target(own(tmp_path, text + 'engines = ["tvm"]\n'))
+    assert profile.requirements()["libc"] is None
+    assert load_target("cortex-a53").requirements()["libc"] == {"name": "glibc", "min": "2.28"}
+    text = 'schema = 1\nname = "own"\nextends = "cuda-sm80"\n[runtime]\nform = "static"\nengines = ["tvm"]\n'
+    assert "'auto' or 'vm'" in "\n".join(refused(own(tmp_path, text)).details)

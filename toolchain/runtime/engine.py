@@ -153,7 +153,7 @@ def open_engine(folder: Path, threads: int = 0, provider: str = CPU_PROVIDER, sp
     if info.form == "static":
         raise ToolchainError(
             f"the engine is one executable with its own runtime inside, {info.variants[0].file}",
-            where=str(folder),
+            where="engine.json",
             hint=f"run it: './{info.variants[0].file} run --input NAME=x.npy'; for Python build the target with "
             "form = \"aot\" in its profile's [runtime] table",
             code=ExitCode.INCOMPATIBLE_HOST,
