@@ -155,7 +155,7 @@ def open_engine(folder: Path, threads: int = 0, provider: str = CPU_PROVIDER, sp
             f"the engine is one executable with its own runtime inside, {info.variants[0].file}",
             where="engine.json",
             hint=f"run it: './{info.variants[0].file} run --input NAME=x.npy'; for Python build the target with "
-            "form = \"aot\" in its profile's [runtime] table",
+            'form = "aot" in its profile\'s [runtime] table',
             code=ExitCode.INCOMPATIBLE_HOST,
         )
     if info.form == "aot":
