@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,12 +120,30 @@ def write_objects(engine: AheadOfTime, linker: Linker, folder: Path, *, static: 
     """
     (folder / "kernels.o").write_bytes(engine.kernels)
     write_weights(engine, linker.arch, folder / "weights.o")
-    (folder / "plan.c").write_text(engine.plan)
-    names = []
-    for name in ("engine.h", *ENGINE_SOURCES):
-        (folder / name).write_bytes((SOURCES / "src" / name).read_bytes())
-    (folder / "toolchain_model.h").write_bytes((SOURCES / "include" / "toolchain_model.h").read_bytes())
-    for source in (*ENGINE_SOURCES, "plan.c"):
-        linker.compile(source, folder, static=static)
-        names.append(source.removesuffix(".c") + ".o")
-    return ["kernels.o", "weights.o", *names]
+    for name, content in (*_sources().items(), ("plan.c", engine.plan.encode()), *_engine(linker, static).items()):
+        (folder / name).write_bytes(content)
+    linker.compile("plan.c", folder, static=static)
+    return ["kernels.o", "weights.o", "plan.o", *_engine(linker, static)]
+
+
+@cache
+def _sources() -> Mapping[str, bytes]:
+    """The headers that a plan and the engine include."""
+    headers = (SOURCES / "src" / "engine.h", SOURCES / "include" / "toolchain_model.h")
+    return {path.name: path.read_bytes() for path in headers}
+
+
+@cache
+def _engine(linker: Linker, static: bool) -> Mapping[str, bytes]:
+    """The objects that are the same for every model: compiled once in a process."""
+    with tempfile.TemporaryDirectory(prefix="engine-") as temporary:
+        folder = Path(temporary)
+        for name, content in _sources().items():
+            (folder / name).write_bytes(content)
+        objects = {}
+        for source in ENGINE_SOURCES:
+            (folder / source).write_bytes((SOURCES / "src" / source).read_bytes())
+            linker.compile(source, folder, static=static)
+            name = source.removesuffix(".c") + ".o"
+            objects[name] = (folder / name).read_bytes()
+    return objects
