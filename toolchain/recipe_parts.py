@@ -87,8 +87,10 @@ class Input(Section):
     dtype: DType = Field(description="element type, e.g. 'float32'")
     shape: tuple[Axis, ...] = Field(description="a list of sizes and names of dimensions, e.g. ['batch', 1, 8, 8]")
     pad: Number | None = Field(None, description="value to fill up to a bucket with; without it, it is not filled up")
-    low: Number | None = Field(None, description="lowest value of random inputs; whole-number inputs need it, and are held to it")
-    high: Number | None = Field(None, description="highest value (inclusive) of random inputs; binds whole-number inputs")
+    low: Number | None = Field(
+        None, description="lowest value of random inputs; whole numbers need it and are held to it"
+    )
+    high: Number | None = Field(None, description="highest value of random inputs, inclusive; it binds whole numbers")
     image: ImageValues | None = Field(None, description="how an image file becomes this input")
 
 
