@@ -19,6 +19,8 @@ import uvloop
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length:[ \t]*(\d+)")
 _WINDOW = 1 << 20
 _SLACK = 64
+_ENOUGH = 8
+_PATIENCE = 6
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GO_AWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 _END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
@@ -236,6 +238,10 @@ async def _generate(
         before, started = probe(), time.perf_counter()
         run.counting = True
         await wait(seconds)
+        # What is in flight at both ends must not weigh: at least a few requests of each connection.
+        end = time.perf_counter() + _PATIENCE * seconds
+        while len(run.latencies) < _ENOUGH * len(wires) and time.perf_counter() < end:
+            await wait(0.1)
         run.counting = False
         took, after = time.perf_counter() - started, probe()
     finally:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import shutil
 import ssl
 import struct
 import subprocess
 import time
+import weakref
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -456,3 +458,24 @@ def _until(condition: Any, seconds: float = 5.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not come to pass"
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("sent", ["a part of a body", "a whole request"])
+def test_the_body_of_a_client_that_went_is_freed_at_once(sent: str) -> None:
+    with serving() as server:
+        body = bytes(300_000)
+        head = f"POST /v2/models/slow/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        if sent == "a whole request":
+            tensor = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,4],"data":[1,2,3,4]}]}'
+            body = tensor.ljust(len(body))
+        gone: list[weakref.ref[object]] = []
+        server.do(gc.disable)
+        try:
+            with server.connect() as client:
+                client.sendall(head + (body if sent == "a whole request" else body[:200_000]))
+                _until(lambda: server.frontends.http.pending or server.core.started)
+                server.do(lambda: gone.extend(weakref.ref(one) for one in server.frontends.http.connections))
+            assert gone
+            _until(lambda: gone[0]() is None)
+        finally:
+            gc.enable()

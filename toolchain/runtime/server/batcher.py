@@ -104,7 +104,11 @@ class Batcher:
                 if pending.timer is not None:
                     pending.timer.cancel()
         if pending.error is not None:
-            raise pending.error
+            try:
+                raise pending.error
+            finally:
+                # The error knows this frame: with the request in it, inputs would wait for the garbage collector.
+                del pending
         assert pending.outputs is not None
         return pending.outputs
 

@@ -60,6 +60,9 @@ class HttpConnection(Answering, asyncio.BufferedProtocol):
                 self.server.release(request)
         self.queue.clear()
         self.server.remove(self)
+        # The parser and this are a cycle, and bodies are large: nothing waits for the garbage collector.
+        self.task = self.incoming = self.current = self._room = self._direct = None
+        del self.parser
 
     def eof_received(self) -> bool:
         return False

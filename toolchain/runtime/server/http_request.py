@@ -95,3 +95,5 @@ class _Rest:
                 awaited = self._coroutine.send(value) if thrown is None else self._coroutine.throw(thrown)
             except StopIteration:
                 return
+            finally:
+                del thrown  # it knows this frame: a cycle, with the request's body in it

@@ -44,7 +44,7 @@ class LocalPool:
         self._launch = launch
         self._batcher = batcher
         self._idle = instances
-        self._engine: Engine
+        self._engine: Engine | None = None
         self._threads = None if inline else ThreadPoolExecutor(instances, thread_name_prefix="engine")
         self._sizes: dict[Shapes, dict[str, int]] = {}
         self.facts: dict[str, float] = {}
@@ -87,9 +87,11 @@ class LocalPool:
         self._threads.submit(work)
 
     async def stop(self) -> None:
-        """Let running threads end."""
+        """Let running threads end, and close the engine."""
         if self._threads is not None:
             await asyncio.to_thread(self._threads.shutdown)
+        # Now, not when the garbage collector comes to the cycle of version, batcher and pool.
+        self._engine = None
 
     def _merged(self, job: Job) -> list[np.ndarray]:
         members = job.members
@@ -103,6 +105,7 @@ class LocalPool:
     def _run(self, arrays: dict[str, np.ndarray], sizes: dict[str, int]) -> tuple[list[np.ndarray], int, str]:
         """Outputs and nanoseconds, or what the engine said against these inputs."""
         started = _clock()
+        assert self._engine is not None
         try:
             results = self._engine.run_checked(arrays, sizes)
         except Exception as error:

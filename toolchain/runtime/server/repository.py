@@ -15,6 +15,8 @@ from toolchain.runtime.server.traffic import Traffic, version_key
 from toolchain.runtime.server.version import ModelVersion, Placed, place_bundle
 
 _log = logging.getLogger("toolchain.serve")
+#: Versions of one model that the index still tells of when they are gone.
+_REMEMBERED = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +186,11 @@ class Repository:
         await version.close(reason)
         key = version.name, version.version
         if self._absent.get(key) == IndexEntry(*key, "UNLOADING", reason):
+            del self._absent[key]  # to be the latest
             self._absent[key] = IndexEntry(*key, "UNAVAILABLE", reason)
+            gone = [k for k, e in self._absent.items() if k[0] == version.name and e.state == "UNAVAILABLE"]
+            for old in gone[:-_REMEMBERED]:
+                del self._absent[old]
 
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())
