@@ -1,4 +1,4 @@
-"""JSON Schemas of recipes and target profiles, for editors: ``python -m toolchain.schemas`` writes them."""
+"""JSON Schemas of recipes, profiles and the server's settings, for editors: ``python -m toolchain.schemas`` writes them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.recipe import Recipe
+from toolchain.runtime.server.settings import ServerSettings
 from toolchain.target import TargetProfile
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -42,14 +43,24 @@ def target_schema() -> dict[str, Any]:
     return {"$schema": _DIALECT, **schema, "title": "toolchain target profile"}
 
 
+def settings_schema() -> dict[str, Any]:
+    """The JSON Schema of a settings file of ``toolchain serve``."""
+    schema = ServerSettings.model_json_schema(by_alias=True)
+    return {"$schema": _DIALECT, **_without_nulls(schema), "title": "toolchain server settings"}
+
+
 def write_schemas(folder: Path) -> tuple[Path, ...]:
-    """Writes ``recipe.schema.json`` and ``target.schema.json`` into ``folder``, which is made if absent.
+    """Writes ``recipe``, ``target`` and ``serve.schema.json`` into ``folder``, which is made if absent.
 
     Returns:
         The files written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    schemas = {"recipe.schema.json": recipe_schema(), "target.schema.json": target_schema()}
+    schemas = {
+        "recipe.schema.json": recipe_schema(),
+        "target.schema.json": target_schema(),
+        "serve.schema.json": settings_schema(),
+    }
     for name, schema in schemas.items():
         (folder / name).write_text(json.dumps(schema, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return tuple(folder / name for name in schemas)
