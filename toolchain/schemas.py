@@ -1,4 +1,4 @@
-"""JSON Schemas of recipes, profiles and the server's settings, for editors: ``python -m toolchain.schemas`` writes them."""
+"""JSON Schemas of recipes, profiles and server settings, for editors: ``python -m toolchain.schemas`` writes them."""
 
 from __future__ import annotations
 
