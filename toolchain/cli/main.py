@@ -4,6 +4,7 @@ imported only when it is used, so that ``toolchain --help`` is quick.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import signal
@@ -85,7 +86,20 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Exception as error:
         code = _report_bug(error, debug)
     sys.stdout.flush()
+    if code == ExitCode.INTERRUPTED:
+        _end_interrupted()
     sys.exit(code)
+
+
+def _end_interrupted() -> NoReturn:
+    """Ends with the documented code even if the signal came while Python executed a string, as dataclasses do.
+
+    CPython notes such an interrupt as unhandled when it passes through ``exec``, whoever handles it afterwards, and
+    then ends the process by the signal (``run_eval_code_obj`` in pythonrun.c, up to 3.12).
+    """
+    atexit._run_exitfuncs()
+    sys.stderr.flush()
+    os._exit(ExitCode.INTERRUPTED)
 
 
 def report_error(error: ToolchainError, debug: bool) -> int:
