@@ -33,7 +33,9 @@ extends = "x86-64-v3"
 [runtime]
 runner = true
 """
-STAGES = [module.name for module in pkgutil.iter_modules(toolchain.stages.__path__)]
+# Interrupted in test_build_device.py; and of a form that the recipe here does not have.
+ELSEWHERE = {"measure_device", "link_static"}
+STAGES = [m.name for m in pkgutil.iter_modules(toolchain.stages.__path__) if m.name not in ELSEWHERE]
 
 
 @pytest.fixture(scope="module")
