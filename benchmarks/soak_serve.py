@@ -321,12 +321,15 @@ async def asked(reader: Any, writer: Any, path: str, body: bytes, headers: str =
 
 
 def private_mb(pid: int) -> float:
-    """Megabytes that would be free if this process were gone, with its share of what it has in common with others."""
+    """Megabytes of memory that a process has for itself, and its share of what it shares with the server.
+
+    Files that are mapped do not count: how they are shared depends on what else runs on the machine.
+    """
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
         return 0.0
-    return int(re.search(r"Pss:\s+(\d+)", text)[1]) / 1e3  # type: ignore[index]
+    return sum(map(int, re.findall(r"Pss_(?:Anon|Shmem):\s+(\d+)", text))) / 1e3
 
 
 def growth(values: list[float]) -> tuple[float, float]:
