@@ -33,7 +33,7 @@ PACKAGES = {
     "mlserver": "mlserver==1.7.1",
     "pytriton": "nvidia-pytriton==0.7.0",
     "litserve": "litserve==0.2.19",
-    "bentoml": "bentoml==1.4.39",
+    "bentoml": "bentoml==1.4.40",
     "kserve": "kserve==0.21.0",
     "ray": "ray[serve]==2.60.0",
 }
