@@ -69,6 +69,15 @@ def _quantized_dense(activation: str, rows: int | str, depth: int, columns: int)
     return Case(model, [feed for m in sizes for feed in _images([m, depth])], frozenset({"dense int8"}), "steps")
 
 
+def _lowest_values(rows: int) -> Case:
+    """Data and weights of -128: two products are one more than 16 bits hold."""
+    q = Qdq([rows, 16], "int8")
+    names = [q.constant(np.full((8, 16), -128, np.int8)), q.constant(np.float32(7e-4)), q.constant(np.int8(0))]
+    y = q.add("Gemm", q.quantized("x"), q.add("DequantizeLinear", *names), transB=1)
+    model = q.model(q.add("QuantizeLinear", y, *q.parameters(0.1, 5)))
+    return Case(model, [{"x": np.full((rows, 16), -99, np.float32)}], frozenset({"dense int8"}), "steps")
+
+
 def large_product() -> Case:
     """Large enough that little else counts."""
     return _quantized_dense("uint8", 64, 256, 256)
@@ -110,4 +119,5 @@ def cases() -> dict[str, Case]:
             f"network {kind}": _network(kind),
         }
     made["dynamic product"] = _dynamic_product(21)
+    made["lowest values"] = _lowest_values(5)
     return made

@@ -147,7 +147,7 @@ def test_fp16_gives_the_values_of_onnx_runtime_with_and_without_arithmetic_of_it
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cortex-a76", "neoverse-v1"])
+@pytest.mark.parametrize("name", ["cortex-a53", "cortex-a76", "neoverse-v1"])
 def test_8_bit_products_of_any_size_are_within_one_step_of_their_definition(name: str, tmp_path: Path) -> None:
     check_emulated(name, list(random_cases()), tmp_path)
 

@@ -42,6 +42,9 @@ I8MM = ["+neon", "+dotprod", "+i8mm"]
 V1 = Machine({**ARM, "mcpu": "neoverse-v1", "mattr": I8MM}, "cpu", "aarch64", 128, 32)
 A53 = Machine({**ARM, "mcpu": "cortex-a53", "mattr": ["+neon"]}, "cpu", "aarch64", 128, 32)
 
+ARM32 = {"kind": "llvm", "mtriple": "armv7l-linux-gnueabihf", "mfloat-abi": "hard"}
+A7 = Machine({**ARM32, "mcpu": "cortex-a7", "mattr": ["+neon"]}, "cpu", "armv7l", 128, 16)
+
 
 def compiled(model: onnx.ModelProto, machine: Machine, dump: Path | None = None) -> tuple[Library, Notes]:
     notes = Notes()
@@ -204,6 +207,23 @@ def test_the_code_has_the_instruction_of_the_profile(machine: Machine, instructi
     for activation in ("uint8", "int8"):
         text = asm_of(small_convolution(activation), machine)
         assert instruction in text or f"{instruction}\t" in text
+
+
+@pytest.mark.parametrize(
+    ("machine", "instructions"), [(A53, ("smull", "smlal", "sadalp")), (A7, ("vmull.s8", "vmlal.s8", "vpadal.s16"))]
+)
+def test_without_dot_products_neon_adds_two_products_in_16_bits_unless_both_weights_are_the_lowest(
+    machine: Machine, instructions: tuple[str, str, str]
+) -> None:
+    multiply, both, add = (f"\t{name}\t" for name in instructions)
+    for lowest in (-127, -128):
+        q = Qdq([4, 16], "int8")
+        names = [q.constant(np.full((8, 16), lowest, np.int8)), q.constant(np.float32(7e-4)), q.constant(np.int8(0))]
+        y = q.add("Gemm", q.quantized("x"), q.add("DequantizeLinear", *names), transB=1)
+        text = asm_of(q.model(q.add("QuantizeLinear", y, *q.parameters(0.1, 5))), machine)
+        assert multiply in text
+        assert add in text
+        assert text.count(both) == (text.count(multiply) if lowest == -127 else 0)
 
 
 def test_matrices_are_multiplied_by_i8mm_only_where_the_profile_has_it() -> None:

@@ -9,6 +9,10 @@ or up to 7.  After lowering, each such pair of loops becomes one vector expressi
 - ``vnni512``, ``vnni256``: ``vpdpbusd`` (AVX-512 VNNI or AVX-VNNI), u8 data and s8 weights, nothing saturates.
 - ``avx2``: ``vpmaddubsw`` adds two products in 16 bits and saturates.  Where the weights allow a sum beyond 16
   bits, even and odd values are multiplied apart, so that each sum has one term; ``vpmaddwd`` with ones adds up.
+- ``neon``, ``neon32``: s8 data and s8 weights on Arm without dot products.  ``smull`` multiplies two values of four
+  lanes to 16 bits, ``smlal`` adds the other two, ``sadalp`` adds neighbours to the sums: three instructions for 16
+  products, as in XNNPACK's kernels "c2, mlal".  A 16-bit sum overflows only where both weights are -128; such
+  products are added one by one.  Weights lie as (values in twos, lanes, 2).  ``neon32`` has Armv7's names.
 - ``sdot``: s8 data and s8 weights (Armv8.2 dot product).
 - ``i8mm``: ``smmla`` and ``usmmla`` (Armv8.6), 2x8 values of data with 8x2 of weights, where the loop over lanes holds
   one over eight values (:mod:`toolchain.tvm.loops.i8mm`); else ``sdot``, and ``usdot`` for u8 data.
@@ -34,10 +38,28 @@ QUAD = 4
 OCTET = 8
 """Values that an instruction on matrices adds in each lane."""
 PAIR = 2
-"""Rows and columns of such a matrix."""
+"""Rows and columns of such a matrix; also the values that NEON's ``smull`` takes of a lane."""
 
-DATA_TYPE = {"vnni512": "uint8", "vnni256": "uint8", "avx2": "uint8", "sdot": "int8", "i8mm": ""}
+DATA_TYPE = {
+    "vnni512": "uint8", "vnni256": "uint8", "avx2": "uint8",
+    "neon": "int8", "neon32": "int8", "sdot": "int8", "i8mm": "",
+}  # fmt: skip
 """The type of data that an instruction multiplies with s8 weights; "": either."""
+
+NEON = ("neon", "neon32")
+"""Those without an instruction for four products a lane."""
+
+_NEON_CALLS = {
+    "neon": ("llvm.aarch64.neon.smull.v8i16", "llvm.aarch64.neon.saddlp.v4i32.v8i16"),
+    "neon32": ("llvm.arm.neon.vmulls.v8i16", "llvm.arm.neon.vpadals.v4i32.v8i16"),
+}
+
+
+def grouping(dot: str) -> tuple[int, int]:
+    """How many values of a lane are multiplied together, and how many of these are neighbours in packed weights."""
+    if not dot:
+        return 1, 1
+    return QUAD, PAIR if dot in NEON else QUAD
 
 
 def dot_products(dot: str) -> Any:
@@ -71,6 +93,9 @@ def _vector_form(loop: Any, dot: str, mark: int) -> Any:
     if depth == OCTET:
         rows = [[at(data.indices, row * PAIR, k) for k in (0, QUAD)] for row in range(PAIR)]
         value = _matrix(accumulator, _two_rows(data.source, rows), factors, signed=_is_signed(data))
+    elif dot in NEON:
+        halves = [_vector(weights.source, at(weights.indices, 0, k), OCTET) for k in range(0, QUAD, PAIR)]
+        value = _neon(dot, accumulator, _vector(data.source, at(data.indices, 0, 0), QUAD), halves, mark)
     else:
         quads = _repeated(_vector(data.source, at(data.indices, 0, 0), QUAD), lanes)
         value = _dot(dot, accumulator, quads, factors, mark, signed=_is_signed(data))
@@ -166,6 +191,28 @@ def _dot(dot: str, accumulator: Any, data: Any, weights: Any, mark: int, *, sign
     even = _mask(weights, 0x00FF)
     odd = _mask(weights, 0xFF00)
     return accumulator + _pairs(data, even) + _pairs(data, odd)
+
+
+def _neon(dot: str, accumulator: Any, quad: Any, weights: list[Any], mark: int) -> Any:
+    """``quad``: four bytes of data; ``weights``: first two values of four lanes, then the other two.
+
+    The halves are loaded apart: LLVM would move the upper one of a whole vector down before each use.
+    """
+    from tvm import tirx
+
+    multiply, add_neighbours = _NEON_CALLS[dot]
+    twos = tirx.reinterpret("int16x2", quad)
+    products = []
+    for half, factors in enumerate(weights):
+        data = tirx.reinterpret("int8x8", tirx.Broadcast(tirx.Shuffle([twos], [half]), QUAD))
+        products.append(_call(multiply, "int16x8", factors, data))
+    sums = [products[0] + products[1]] if mark == FITS else products
+    for pairs in sums:
+        if dot == "neon32":
+            accumulator = _call(add_neighbours, "int32x4", accumulator, pairs)
+        else:
+            accumulator = accumulator + _call(add_neighbours, "int32x4", pairs)
+    return accumulator
 
 
 def _lanes(dot: str) -> str:

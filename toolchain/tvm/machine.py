@@ -73,9 +73,11 @@ class Machine:
             return all(llvm_cpu_has_features(feature, target) for feature in features)
 
         if self.arch == "aarch64":
-            if self.vector_bits != 128 or not has("dotprod"):
+            if self.vector_bits != 128 or not has("neon"):
                 return ""
-            return "i8mm" if has("i8mm") else "sdot"
+            return ("i8mm" if has("i8mm") else "sdot") if has("dotprod") else "neon"
+        if self.arch == "armv7l":
+            return "neon32" if self.vector_bits == 128 and has("neon") else ""
         if self.arch != "x86_64" or not has("avx2"):
             return ""
         if self.vector_bits == 512:

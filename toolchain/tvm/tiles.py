@@ -30,6 +30,9 @@ MAX_ROWS = 14
 MAX_VECTORS = 8
 """Most vectors."""
 
+NEON_SCRATCH = 6
+"""Registers beside those of a tile for 8-bit products in several steps: a second value of data, sums in 16 bits."""
+
 _SAMPLE_ROWS = (1, 4, 16, 64, 256)
 """Numbers of rows over which a tile is judged whose number is known only at run time."""
 
@@ -51,16 +54,18 @@ class Room:
         l1_bytes: level-1 data cache of a core.
         panel_bytes: weights of one vector of outputs over the whole reduction.
         operands: vectors of weights that a step loads for one vector of outputs: two for an instruction on matrices.
+        scratch: registers for what is on the way into the accumulators.
     """
 
     registers: int
     l1_bytes: int = 32768
     panel_bytes: int = 0
     operands: int = 1
+    scratch: int = 0
 
     def holds(self, rows: int, vectors: int) -> bool:
         """Whether accumulators, the weights for each column of them, and one single value fit in the registers."""
-        return rows * vectors + self.operands * vectors + 1 <= self.registers
+        return rows * vectors + self.operands * vectors + 1 + self.scratch <= self.registers
 
     def step(self, rows: int, vectors: int) -> float:
         """Half cycles of one step of the reduction; of equal ones the one with fewer loads counts a little less."""

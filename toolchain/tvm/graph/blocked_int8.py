@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolchain.tvm.graph.rewrite import Graph
 from toolchain.tvm.graph.values import constant_of, dtype_of, ints, operator_of, shape_of
-from toolchain.tvm.intrinsics import DATA_TYPE, FITS, PAIR, QUAD
+from toolchain.tvm.intrinsics import DATA_TYPE, FITS, NEON, PAIR, QUAD, grouping
 from toolchain.tvm.loops import OUT_FUSIBLE, i8mm
 from toolchain.tvm.loops.conv import Conv2d, choose_conv_tile
 from toolchain.tvm.loops.conv_int8 import (
@@ -17,11 +17,11 @@ from toolchain.tvm.loops.conv_int8 import (
     depthwise2d_int8,
     pack_depthwise,
     pack_weights,
-    pairs_fit,
+    products_fit,
 )
 from toolchain.tvm.loops.i8mm import conv2d_i8mm
 from toolchain.tvm.machine import Machine
-from toolchain.tvm.tiles import ceil_div
+from toolchain.tvm.tiles import NEON_SCRATCH, ceil_div
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,9 +84,11 @@ def _packed(
         marks = ConvMarks(rows, tile, data.fill, FITS)
         packed = i8mm.pack_weights(weights, width, tile.vectors)
         return packed, lambda x, w: conv2d_i8mm(x, w, data.conv, channels, marks)
+    if dot in NEON:
+        room = replace(room, operands=PAIR, scratch=NEON_SCRATCH)
     rows, tile = choose_conv_tile(data.conv, out, vectors, room)
-    packed = pack_weights(weights, lanes, width, tile.vectors, QUAD if dot else 1)
-    marks = ConvMarks(rows, tile, data.fill, pairs_fit(packed))
+    packed = pack_weights(weights, lanes, width, tile.vectors, *grouping(dot))
+    marks = ConvMarks(rows, tile, data.fill, products_fit(packed, dot))
     return packed, lambda x, w: conv2d_int8(x, w, data.conv, channels, marks)
 
 

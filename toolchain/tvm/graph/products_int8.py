@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from toolchain.tvm.graph.blocked_int8 import matching
 from toolchain.tvm.graph.rewrite import Graph
 from toolchain.tvm.graph.values import constant_of, dtype_of, shape_of
-from toolchain.tvm.intrinsics import OCTET, PAIR, QUAD
+from toolchain.tvm.intrinsics import NEON, OCTET, PAIR, QUAD, grouping
 from toolchain.tvm.loops import OUT_FUSIBLE, i8mm
-from toolchain.tvm.loops.conv_int8 import pairs_fit
+from toolchain.tvm.loops.conv_int8 import products_fit
 from toolchain.tvm.loops.dense_int8 import dense_int8, pack_matrix
 from toolchain.tvm.loops.i8mm import dense_i8mm
 from toolchain.tvm.machine import Machine
-from toolchain.tvm.tiles import ceil_div, choose_tile
+from toolchain.tvm.tiles import NEON_SCRATCH, ceil_div, choose_tile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,8 +57,9 @@ def _packed(weights: np.ndarray, rows: int | None, machine: Machine) -> tuple[np
         room = replace(machine.room(ceil_div(depth, QUAD), "int32"), operands=PAIR)
         tile = choose_tile(rows, vectors, room, PAIR)
         return i8mm.pack_matrix(weights, tile.vectors), lambda x, w: dense_i8mm(x, w, columns, tile), OCTET
-    quad = QUAD if dot else 1
-    tile = choose_tile(rows, vectors, machine.room(ceil_div(depth, quad), "int32"))
-    packed = pack_matrix(weights, lanes, tile.vectors, quad)
-    pairs = pairs_fit(packed)
+    quad, pair = grouping(dot)
+    room = machine.room(ceil_div(depth, quad), "int32")
+    tile = choose_tile(rows, vectors, replace(room, operands=PAIR, scratch=NEON_SCRATCH) if dot in NEON else room)
+    packed = pack_matrix(weights, lanes, tile.vectors, quad, pair)
+    pairs = products_fit(packed, dot)
     return packed, lambda x, w: dense_int8(x, w, columns, tile, pairs), quad

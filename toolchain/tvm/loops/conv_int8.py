@@ -1,8 +1,9 @@
 """Convolutions of 8-bit data and weights with 32-bit sums.
 
 Layouts: data (n, ic/b, h, w, b) with b the machine's number of int32 lanes v, or 4 for a first layer of few
-channels; weights (tile of output channels, ic/b, kh, kw, b/q, vectors, v, q); output int32 (n, oc/v, oh, ow, v).
-q neighbouring input channels are multiplied and added by one instruction: 4, or 1 on a machine without one.
+channels; weights (tile of output channels, ic/b, kh, kw, b/q, vectors, q/p, v, p); output int32 (n, oc/v, oh, ow, v).
+q neighbouring input channels are multiplied and added together, 4, or 1 on a machine without instructions for that;
+p of them lie together (:func:`toolchain.tvm.intrinsics.grouping`).
 Padding is filled with the zero point of the data.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from toolchain.tvm.intrinsics import FITS, SATURATES
+from toolchain.tvm.intrinsics import FITS, NEON, SATURATES
 from toolchain.tvm.loops import COLUMNS, ROWS, RULE, VECTORS
 from toolchain.tvm.loops import conv as float_conv
 from toolchain.tvm.loops.conv import Conv2d, columns_of, in_tiles, padded_image
@@ -41,16 +42,31 @@ class ConvMarks:
     pairs: int
 
 
-def pack_weights(weights: np.ndarray, lanes: int, block: int, vectors: int, quad: int) -> np.ndarray:
-    """(oc, ic, kh, kw) -> (tiles, ic/block, kh, kw, block/quad, vectors, lanes, quad); missing channels are zero."""
+def pack_weights(
+    weights: np.ndarray, lanes: int, block: int, vectors: int, quad: int, pair: int | None = None
+) -> np.ndarray:
+    """(oc, ic, kh, kw) -> (tiles, ic/block, kh, kw, block/quad, vectors, quad/pair, lanes, pair).
+
+    Missing channels are zero; ``pair`` is ``quad`` if not given.
+    """
     import numpy as np
 
     oc, ic, kh, kw = weights.shape
     tiles, blocks = ceil_div(oc, vectors * lanes), ceil_div(ic, block)
     padded = np.zeros((tiles * vectors * lanes, blocks * block, kh, kw), weights.dtype)
     padded[:oc, :ic] = weights
-    split = padded.reshape(tiles, vectors, lanes, blocks, block // quad, quad, kh, kw)
-    return np.ascontiguousarray(split.transpose(0, 3, 6, 7, 4, 1, 2, 5))
+    pair = pair or quad
+    split = padded.reshape(tiles, vectors, lanes, blocks, block // quad, quad // pair, pair, kh, kw)
+    return np.ascontiguousarray(split.transpose(0, 3, 7, 8, 4, 1, 5, 2, 6))
+
+
+def products_fit(packed: np.ndarray, dot: str) -> int:
+    """FITS if the sums that ``dot`` makes in 16 bits never exceed them, else SATURATES."""
+    if dot not in NEON:
+        return pairs_fit(packed)
+    # s8 data: 128 * (127 + 128) fits, 128 * (128 + 128) does not.
+    lowest = packed == -128
+    return SATURATES if (lowest[..., 0, :, :] & lowest[..., 1, :, :]).any() else FITS
 
 
 def pairs_fit(packed: np.ndarray) -> int:
@@ -77,7 +93,8 @@ def conv2d_int8(data: Any, weights: Any, conv: Conv2d, channels: int, marks: Con
     """
     from tvm import te
 
-    _, blocks, kh, kw, parts, _, lanes, quad = (int(s) for s in weights.shape)
+    _, blocks, kh, kw, parts, _, pairs, lanes, pair = (int(s) for s in weights.shape)
+    quad = pairs * pair
     n, h, w = data.shape[0], data.shape[2], data.shape[3]
     tile = marks.tile
     out_h, out_w = conv.output(h, w, (kh, kw))
@@ -92,7 +109,7 @@ def conv2d_int8(data: Any, weights: Any, conv: Conv2d, channels: int, marks: Con
         first = ic if conv.groups == 1 else o // per_group * blocks + ic
         row, column = y * conv.strides[0] + ky * conv.dilation[0], x * conv.strides[1] + kx * conv.dilation[1]
         value = padded[b, first, row, column, part * quad + k]
-        weight = weights[o // tile.vectors, ic, ky, kx, part, o % tile.vectors, lane, k]
+        weight = weights[o // tile.vectors, ic, ky, kx, part, o % tile.vectors, k // pair, lane, k % pair]
         return te.sum(value.astype("int32") * weight.astype("int32"), axis=[ic, ky, kx, part, k])
 
     attrs = {RULE: "conv_int8", ROWS: marks.rows, COLUMNS: tile.rows, VECTORS: tile.vectors, PAIRS: marks.pairs}
