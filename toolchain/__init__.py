@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from toolchain.version import __version__
@@ -46,7 +49,26 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     # Lazy, so that `import toolchain` and the command line stay quick.
     if name in _HOME:
-        import importlib
-
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'toolchain' has no attribute {name!r}")
+
+
+class _Function:
+    """A function of this package that has the name of a module in it: importing the module would hide it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, package: ModuleType, _kind: type) -> Any:
+        return __getattr__(self._name)
+
+    def __set__(self, package: ModuleType, module: ModuleType) -> None:
+        """Python binds an imported module to its package; ``toolchain.build`` stays the function."""
+
+
+class _Package(ModuleType):
+    build = _Function("build")
+    plan = _Function("plan")
+
+
+sys.modules[__name__].__class__ = _Package
