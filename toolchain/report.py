@@ -102,6 +102,8 @@ def _verification(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     samples, random = max(row["samples"] for row in seen), any(row["random"] for row in seen)
     count = f"{samples} {'random input' if random else 'sample'}{'s' * (samples != 1)}"
     text = f"verified on {count}{': the recipe has no data.evaluation' if random else ' of data.evaluation'}"
+    if all(row["evidence"] == "proxy" for row in seen):
+        text += " by proxy: on the build machine, not on the target"
     warnings = []
     if samples < FEW_SAMPLES:
         few = "1 sample says" if samples == 1 else f"{samples} samples say"
@@ -143,7 +145,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         lines += ["", f"Not measured: {measured['why_not']}."]
     proxies = {row["engine"] for row in report["engines"] if row["evidence"] == "proxy"}
     if proxies:
-        lines += ["", "`proxy`: outputs verified with the same engine on the build machine, not on the target."]
+        lines += ["", PROXY]
     lines += ["", "## Why", ""]
     lines += [f"- {row['engine']}: {row['state']}: {row['reason']}" for row in report["engines"]]
     gates = [g for row in report["engines"] if row["engine"] == report["chosen"] for g in row["gates"]]
@@ -180,6 +182,10 @@ def measured_lines(report: Mapping[str, Any]) -> list[str]:
     return [_measured_on(measured) + passed]
 
 
+PROXY = (
+    "`proxy`: outputs verified on the build machine, not on the target: with the same ONNX Runtime model, or with "
+    "TVM's engine by the same rules for the build machine."
+)
 HEADER = ("engine", "state", "accuracy", "drop", "cosine", "median ms", "p95 ms", "load ms", "peak MB", "size MB")
 
 

@@ -284,3 +284,24 @@ def test_a_dtype_that_no_interface_carries_needs_the_virtual_machine(tmp_path: P
     built = build(model, tmp_path / "m.so", "auto")
     assert built.name == "vm"
     assert "bfloat16" in built.because
+
+
+@pytest.mark.parametrize("form", ["aot", "vm"])
+def test_nan_stays_nan_through_bounds(tmp_path: Path, form: str) -> None:
+    from toolchain.tvm.compare import open_library
+
+    shape = (TensorProto.FLOAT, [4, 33])
+    model = model_of(
+        [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Clip", ["x", "lo", "hi"], ["z"])],
+        {"x": shape},
+        {"y": shape, "z": shape},
+        lo=np.array(0, np.float32),
+        hi=np.array(6, np.float32),
+    )
+    build(model, tmp_path / "m.so", form)
+    x = np.random.default_rng(0).standard_normal((4, 33)).astype(np.float32) * 5
+    x[0, 3] = x[2, 32] = np.nan
+    x[1, 1] = np.inf
+    for got, want in zip(open_library(tmp_path / "m.so", form).run([x]), reference(model, x), strict=True):
+        np.testing.assert_array_equal(got, want)
+        assert np.isnan(got).sum() == 2

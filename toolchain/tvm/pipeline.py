@@ -18,6 +18,7 @@ from toolchain.tvm import cuda
 from toolchain.tvm.intrinsics import dot_products
 from toolchain.tvm.library import Refusal, load_tvm, one_line
 from toolchain.tvm.machine import Machine as Machine
+from toolchain.tvm.nan_order import nan_order
 from toolchain.tvm.stack import stack_locals
 
 if TYPE_CHECKING:
@@ -312,7 +313,7 @@ def _tir_pipeline(dot: str, dump: Path | None, number: int) -> str:
         dump_module(dump, number, "codegen", module)
         return module
 
-    own = [passes, stack_locals(), dot_products(dot), dump_lowered]
+    own = [passes, stack_locals(), dot_products(dot), nan_order(), dump_lowered]
     register_tir_pipeline("toolchain", lambda: (Sequential(own), host, device))
     return "toolchain"
 

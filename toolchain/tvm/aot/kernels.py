@@ -12,6 +12,7 @@ from toolchain.tvm.aot.program import free_sizes
 from toolchain.tvm.intrinsics import dot_products
 from toolchain.tvm.library import Refusal, load_tvm, one_line
 from toolchain.tvm.machine import Machine
+from toolchain.tvm.nan_order import nan_order
 from toolchain.tvm.stack import stack_locals
 
 PREFIX = "tck_"
@@ -43,7 +44,7 @@ def kernels_object(module: Any, machine: Machine) -> tuple[bytes, Any]:
         with tvm.transform.PassContext(opt_level=3, disabled_pass=_NOT_PACKED):
             kernels = passes(kernels)
         kernels = stack_locals()(_plain_functions(kernels))
-        kernels = finalize()(dot_products(machine.dot())(kernels))
+        kernels = nan_order()(finalize()(dot_products(machine.dot())(kernels)))
         # Without the attribute calls of the run-time go through pointers that a loader of TVM's would fill in.
         kernels = kernels.with_attr("system_lib_prefix", PREFIX)
         return _object_bytes(tvm.get_global_func("target.build.llvm")(kernels, target)), kernels
