@@ -67,3 +67,23 @@ def test_a_bundle_without_the_edge_runtime_is_refused_with_what_to_do(tmp_path: 
     assert "carries no edge runtime" in done.stderr
     assert "runner = true" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_without_a_target_it_is_the_bundle_that_a_device_can_run(tmp_path: Path) -> None:
+    built = native_runner()
+    assert built.library is not None
+    spec = bundle_spec(matrix_engine(tmp_path / "engine"), selftest_npz=selftest_file(tmp_path / "selftest.npz"))
+    manifest = replace(spec.manifest, runtime=RuntimeNeed("", ""))
+    device = replace(manifest, target=replace(manifest.target, name="device"))
+    files = {**spec.files, "runtime/bundle-run": built.program}
+    bundles = [replace(spec, manifest=manifest), replace(spec, manifest=device, files=files)]
+    pack_release("sample", "1.0.0", [pack_bundle(each) for each in bundles], tmp_path / "r")
+    done = exported("edge", tmp_path / "r", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "device" in done.stdout.splitlines()[0]
+    other = replace(device, target=replace(device.target, name="other"))
+    bundles.append(replace(spec, manifest=other, files=files))
+    pack_release("sample", "1.0.0", [pack_bundle(each) for each in bundles], tmp_path / "s")
+    done = exported("edge", tmp_path / "s", tmp_path / "out2")
+    assert done.returncode == 2
+    assert "several bundles for devices: device, other" in done.stderr

@@ -236,8 +236,12 @@ def ray_serve(
 @command.command()
 @_shared
 def edge(bundle: str, folder: Path, target: str | None, name: str | None, force: bool) -> None:
-    """A folder that a device runs as it is: the bundle, bundle-run, the C library."""
-    from toolchain.exports.edge import PROGRAMS, edge_tree
+    """A folder that a device runs as it is: the bundle, bundle-run, the C library.
 
+    Without a target it is the only bundle of the release that a device can run.
+    """
+    from toolchain.exports.edge import PROGRAMS, edge_target, edge_tree
+
+    target = target or edge_target(bundle)
     source = _open(bundle, folder, target, name, force, programs=True)
     _write(source, edge_tree(source), folder, force, programs=PROGRAMS)

@@ -5,8 +5,12 @@ Of a static executable: that file alone, which holds all of it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from toolchain.bundle.layout import Blob
 from toolchain.bundle.media import RUNNER_FOLDER
+from toolchain.bundle.read import open_release
+from toolchain.bundle.resolve import split_reference
 from toolchain.errors import ExitCode, ToolchainError
 from toolchain.exports.files import Tree, text_file
 from toolchain.exports.source import Source
@@ -14,6 +18,30 @@ from toolchain.exports.source import Source
 PROGRAM = "bundle-run"
 PROGRAMS = frozenset({PROGRAM, "model"})
 """Files that may be executed."""
+
+
+def edge_target(reference: str) -> str | None:
+    """The target that is meant when none is named: the only one of the release that a device can run; None: not so.
+
+    Raises:
+        ToolchainError: USAGE, there are several, or no such release.
+    """
+    path, named = split_reference(reference)
+    if named:
+        return None
+    fitting = [b.target for b in open_release(path).bundles if b.manifest.engine.form == "static" or _carries(b.files)]
+    if len(fitting) > 1:
+        raise ToolchainError(
+            f"holds several bundles for devices: {', '.join(sorted(fitting))}",
+            where=str(path),
+            hint="say which with --target, or FOLDER@TARGET",
+            code=ExitCode.USAGE,
+        )
+    return fitting[0] if fitting else None
+
+
+def _carries(files: Iterable[str]) -> bool:
+    return f"{RUNNER_FOLDER}/{PROGRAM}" in files
 
 
 def edge_tree(source: Source) -> Tree:
