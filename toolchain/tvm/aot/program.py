@@ -190,6 +190,7 @@ class _Reader:
         return self._weights[key]
 
     def _call(self, kernel: str, arguments: Sequence[Any]) -> None:
+        check_calls(self._module[kernel])
         given: list[Value | Expression] = []
         types: list[Any] = []
         for argument in arguments:
@@ -229,6 +230,24 @@ def check_dtype(dtype: str) -> None:
     """Raises PlanError for a dtype that no interface here can carry: kernels in it follow conventions of TVM's own."""
     if dtype not in DTYPES:
         raise PlanError(f"it holds values of the dtype {dtype}")
+
+
+def check_calls(function: Any) -> None:
+    """Raises PlanError for a kernel that calls functions of TVM's run-time by name, such as its sorting."""
+    import tvm_ffi
+
+    tvm = load_tvm()
+    named: list[str] = []
+
+    def look(call: Any) -> Any:
+        name = str(getattr(call.op, "name", ""))
+        if "packed" in name:
+            named.append(str(call.args[0]) if call.args else name)
+        return call
+
+    tvm_ffi.structural_map(function.body, (tvm.ir.Call, look))
+    if named:
+        raise PlanError(f"a kernel calls TVM's run-time: {named[0]}")
 
 
 def replace_value(call: Call, old: Value, new: Value) -> Call:
