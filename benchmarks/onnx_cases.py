@@ -202,7 +202,9 @@ def _run(case: Case, machine: Any) -> Outcome:
         except Refusal as refusal:
             return Outcome("refused", str(refusal))
         try:
-            outputs = open_library(library, form.name).run(case.inputs)
+            outputs = open_library(library, form.name).run(
+                [np.ascontiguousarray(v).reshape(np.shape(v)) for v in case.inputs]
+            )
         except Exception as error:
             return Outcome("crashed", f"does not run: {one_line(error)}")
     return _judge(case, outputs)
