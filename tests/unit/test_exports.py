@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -116,14 +118,29 @@ def test_a_file_that_changes_while_it_is_copied_leaves_the_folder_as_it_was(tmp_
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "source"]
 
 
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from toolchain.bundle.layout import Blob, blob_of_bytes
+from toolchain.exports.files import text_file, write_tree
+
+folder = Path(sys.argv[1])
+tree = {"a": text_file("new"), "b": Blob(blob_of_bytes(b"").digest, 0, folder / "endless")}
+print("started", flush=True)
+write_tree(tree, folder / "out")
+"""
+
+
 def test_an_interrupt_leaves_nothing_half_written(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "endless")  # Opening it waits for a writer, for ever.
-    tree = {"a": text_file("new"), "b": Blob(blob_of_bytes(b"").digest, 0, tmp_path / "endless")}
-    started = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
-    started.start()
-    with pytest.raises(KeyboardInterrupt):
-        write_tree(tree, tmp_path / "out")
-    started.join()
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert "KeyboardInterrupt" in errors
     assert [p.name for p in tmp_path.iterdir()] == ["endless"]
 
 
