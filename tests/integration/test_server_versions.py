@@ -64,7 +64,9 @@ async def switch_under_load(tmp_path: Path, switches: int) -> None:
         await asyncio.gather(*clients)
         assert len(seen) == switches + 1
         assert sum(seen.values()) > 10 * switches
-        await until(lambda: Counter(e.state for e in core.index()) == {"READY": 2, "UNAVAILABLE": switches - 1})
+        # The index tells of the last ones that are gone.
+        gone = min(switches - 1, 32)
+        await until(lambda: Counter(e.state for e in core.index()) == {"READY": 2, "UNAVAILABLE": gone})
         # The first version was named at the start, so it stays; of the others only the last.
         states = {entry.version: entry.state for entry in core.index()}
         assert [v for v, state in states.items() if state == "READY"] == ["1.0.0", f"{switches + 1}.0.0"]

@@ -125,7 +125,7 @@ def test_a_candidate_that_crashes_hangs_or_fails_costs_itself_only(tmp_path: Pat
     made = search(tmp_path, "helpers.tuning:some_go_wrong", ["1x1 x 1", "1x2 x 1", "1x5 x 1", "1x3 x 1", "1x6 x 1"])
     found, again = made["found"], made["again"]
     assert found.failed == (  # type: ignore[attr-defined]
-        "1x1 x 1: killed by SIGSEGV", "1x2 x 1: took too long", "1x3 x 1: ValueError: no such thing",
+        "1x1 x 1: killed by signal 11, SIGSEGV", "1x2 x 1: took too long", "1x3 x 1: ValueError: no such thing",
     )  # fmt: skip
     assert found.tried == 2  # type: ignore[attr-defined]
     assert found.state == "searched"  # type: ignore[attr-defined]
