@@ -192,7 +192,9 @@ def _run(case: Case, machine: Any) -> Outcome:
     from toolchain.tvm.pipeline import Notes
 
     graph = case.model.graph
-    interface = Interface([value.name for value in graph.input], [value.name for value in graph.output], {})
+    weights = {initializer.name for initializer in graph.initializer}
+    inputs = [value.name for value in graph.input if value.name not in weights]
+    interface = Interface(inputs, [value.name for value in graph.output], {})
     linker = Linker("cc", machine.arch, "")
     with tempfile.TemporaryDirectory(prefix="onnx-case-") as temporary:
         library = Path(temporary) / "model.so"
