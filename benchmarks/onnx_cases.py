@@ -204,9 +204,7 @@ def _run(case: Case, machine: Any) -> Outcome:
         except Refusal as refusal:
             return Outcome("refused", str(refusal))
         try:
-            outputs = open_library(library, form.name).run(
-                [np.ascontiguousarray(v).reshape(np.shape(v)) for v in case.inputs]
-            )
+            outputs = open_library(library, form.name).run([np.asarray(v, order="C") for v in case.inputs])
         except Exception as error:
             return Outcome("crashed", f"does not run: {one_line(error)}")
     return _judge(case, outputs)

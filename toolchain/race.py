@@ -17,20 +17,43 @@ _LEAST_RUNS = 3
 
 
 class Racer:
-    """One engine in its own process; a subclass says how the process is asked.
+    """One engine in its own process, which answers ``run N`` with latencies and ``end`` with its memory.
+
+    A subclass says how the process is asked.
 
     Attributes:
         times: latencies so far in milliseconds.
         spent: seconds so far.
+        opened: what the process said when it had opened the engine: ``load_ms`` and ``first_ms``.
     """
 
     def __init__(self) -> None:
         self.times: list[float] = []
         self.spent = 0.0
+        self.opened: dict[str, Any] = {}
+
+    def answer(self, line: str) -> Any:
+        """What the process answers to a line."""
+        raise NotImplementedError
+
+    def peak_mb(self, memory: Mapping[str, Any]) -> float:
+        """Peak memory in megabytes, from the answer to ``end``."""
+        raise NotImplementedError
 
     def ask(self, count: int) -> list[float]:
         """Run ``count`` times: latencies in milliseconds."""
-        raise NotImplementedError
+        times: list[float] = self.answer(f"run {count}")
+        return times
+
+    def figures(self) -> dict[str, Any]:
+        """The engine's row of the measurement; the process ends."""
+        memory = self.answer("end")
+        return {
+            **self.latencies(),
+            "load_ms": self.opened["load_ms"],
+            "first_ms": self.opened["first_ms"],
+            "peak_mb": self.peak_mb(memory),
+        }
 
     def run(self, count: int, keep: bool = True) -> None:
         """Run ``count`` times, and keep the latencies if asked to."""

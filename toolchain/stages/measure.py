@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,20 +93,10 @@ class Probe(Racer):
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         opened = self._read()
         self.error = str(opened["error"]["what"]) if "error" in opened else ""
-        self._opened = opened
+        self.opened = opened
 
-    def ask(self, count: int) -> list[float]:
-        times: list[float] = self._answer(f"run {count}")
-        return times
-
-    def figures(self) -> dict[str, Any]:
-        memory = self._answer("end")
-        return {
-            **self.latencies(),
-            "load_ms": self._opened["load_ms"],
-            "first_ms": self._opened["first_ms"],
-            "peak_mb": memory["peak_mb"],
-        }
+    def peak_mb(self, memory: Mapping[str, Any]) -> float:
+        return float(memory["peak_mb"])
 
     def close(self) -> None:
         self._process.kill()
@@ -115,7 +106,7 @@ class Probe(Racer):
                 with contextlib.suppress(OSError):
                     stream.close()
 
-    def _answer(self, line: str) -> Any:
+    def answer(self, line: str) -> Any:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()

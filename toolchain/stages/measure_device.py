@@ -190,25 +190,15 @@ class RemoteRacer(Racer):
             self.close()
             raise
         self.error = "" if answer else f"on the device: {self._process.last_words.removeprefix(f'{PROGRAM}: ')}"
-        self._opened: dict[str, float] = json.loads(answer) if answer else {}
+        self.opened = json.loads(answer) if answer else {}
 
-    def ask(self, count: int) -> list[float]:
-        times: list[float] = self._answer(f"run {count}")
-        return times
-
-    def figures(self) -> dict[str, Any]:
-        memory = self._answer("end")
-        return {
-            **self.latencies(),
-            "load_ms": self._opened["load_ms"],
-            "first_ms": self._opened["first_ms"],
-            "peak_mb": memory["peak_kb"] * 1024 / 1e6,
-        }
+    def peak_mb(self, memory: Mapping[str, Any]) -> float:
+        return float(memory["peak_kb"] * 1024 / 1e6)
 
     def close(self) -> None:
         self._process.close()
 
-    def _answer(self, line: str) -> Any:
+    def answer(self, line: str) -> Any:
         answer = self._process.ask(line, self._seconds)
         if answer is None:
             said = self._process.last_words.removeprefix(f"{PROGRAM}: ")

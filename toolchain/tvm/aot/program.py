@@ -103,6 +103,7 @@ class _Reader:
         self._values: dict[Any, Any] = {}
         self._dims: dict[Any, int] = {}
         self._weights: dict[Any, Value] = {}
+        self._sizes_of: dict[str, list[tuple[int, int]]] = {}
 
     def read(self, inputs: Sequence[str], outputs: Sequence[str]) -> Program:
         main = self._module["main"]
@@ -190,7 +191,6 @@ class _Reader:
         return self._weights[key]
 
     def _call(self, kernel: str, arguments: Sequence[Any]) -> None:
-        check_calls(self._module[kernel])
         given: list[Value | Expression] = []
         types: list[Any] = []
         for argument in arguments:
@@ -203,9 +203,16 @@ class _Reader:
             else:
                 given.append(self._value(argument))
                 types.append(argument.ty)
-        for parameter, axis in free_sizes(self._module[kernel]):
+        for parameter, axis in self._free_sizes(kernel):
             given.append(self._shape(types[parameter])[axis])
         self._program.calls.append(Call(kernel, tuple(given)))
+
+    def _free_sizes(self, kernel: str) -> list[tuple[int, int]]:
+        """Of a kernel, which is looked at once however often it is called."""
+        if kernel not in self._sizes_of:
+            check_calls(self._module[kernel])
+            self._sizes_of[kernel] = free_sizes(self._module[kernel])
+        return self._sizes_of[kernel]
 
     def _output(self, tensor: Tensor, value: Value, became: dict[Value, Value]) -> None:
         """Lets the kernels write an output where it belongs, or copies it there.

@@ -87,7 +87,7 @@ static int32_t reserve(tc_instance *instance, uint64_t bytes) {
   instance->capacity = 0;
   instance->memory = malloc((size_t)bytes + TC_ALIGNMENT);
   if (instance->memory == NULL) return TC_MODEL_NO_MEMORY;
-  instance->arena = (uint8_t *)(((uintptr_t)instance->memory + (TC_ALIGNMENT - 1)) & ~(uintptr_t)(TC_ALIGNMENT - 1));
+  instance->arena = tc_aligned(instance->memory);
   instance->capacity = bytes;
   return TC_MODEL_OK;
 }

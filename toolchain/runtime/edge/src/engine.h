@@ -53,6 +53,11 @@ static inline int64_t tc_floor_mod(int64_t a, int64_t b) { return a - tc_floor_d
 static inline int64_t tc_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t tc_max(int64_t a, int64_t b) { return a > b ? a : b; }
 
+/* The first aligned address at or after memory, which was asked for with TC_ALIGNMENT bytes more. */
+static inline uint8_t *tc_aligned(void *memory) {
+  return (uint8_t *)(((uintptr_t)memory + (TC_ALIGNMENT - 1)) & ~(uintptr_t)(TC_ALIGNMENT - 1));
+}
+
 /* Threads (threads.c). */
 typedef struct tc_threads tc_threads;
 

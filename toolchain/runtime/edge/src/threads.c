@@ -300,7 +300,7 @@ void *TVMBackendAllocWorkspace(int device_type, int device_id, uint64_t bytes, i
     best->bytes = 0;
     best->memory = malloc((size_t)bytes + TC_ALIGNMENT);
     if (best->memory == NULL) return NULL;
-    best->start = (void *)(((uintptr_t)best->memory + (TC_ALIGNMENT - 1)) & ~(uintptr_t)(TC_ALIGNMENT - 1));
+    best->start = tc_aligned(best->memory);
     best->bytes = bytes;
   }
   best->used = 1;
