@@ -16,13 +16,10 @@ from edge_support import (
     flip,
     image,
     library_of,
-    native_runner,
     packed,
     patched,
     program,
     refusal,
-    release_with_selftest,
-    sample_engines,
 )
 from helpers import bundle_samples, edge_samples
 from helpers.bundle_samples import (
@@ -36,27 +33,6 @@ from toolchain.bundle.resolve import resolve
 from toolchain.runtime.edge.build import RunnerFiles
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
-
-
-@pytest.fixture(scope="module")
-def built() -> RunnerFiles:
-    return native_runner()
-
-
-@pytest.fixture(scope="module")
-def runtime(built: RunnerFiles) -> Runtime:
-    assert built.library is not None
-    return Runtime(built.library)
-
-
-@pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    return sample_engines(tmp_path_factory.mktemp("engines"))
-
-
-@pytest.fixture(scope="module")
-def release(engines: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return release_with_selftest(engines["any"], tmp_path_factory.mktemp("release"))
 
 
 def test_the_interface_is_versioned_and_checked_when_a_bundle_is_opened(runtime: Runtime, release: Path) -> None:

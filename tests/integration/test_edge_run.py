@@ -16,10 +16,7 @@ import pytest
 from edge_support import (
     image,
     in_threads,
-    native_runner,
     program,
-    release_with_selftest,
-    sample_engines,
 )
 from helpers import edge_samples
 from helpers.bundle_samples import (
@@ -36,27 +33,6 @@ from toolchain.runtime.edge.build import RunnerFiles
 from toolchain.stages import compile_tvm
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
-
-
-@pytest.fixture(scope="module")
-def built() -> RunnerFiles:
-    return native_runner()
-
-
-@pytest.fixture(scope="module")
-def runtime(built: RunnerFiles) -> Runtime:
-    assert built.library is not None
-    return Runtime(built.library)
-
-
-@pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    return sample_engines(tmp_path_factory.mktemp("engines"))
-
-
-@pytest.fixture(scope="module")
-def release(engines: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return release_with_selftest(engines["any"], tmp_path_factory.mktemp("release"))
 
 
 def test_a_bundle_runs_and_gives_what_the_model_gives(runtime: Runtime, release: Path) -> None:

@@ -16,11 +16,8 @@ import pytest
 from edge_support import (
     ROOT,
     image,
-    native_runner,
     packed,
     program,
-    release_with_selftest,
-    sample_engines,
 )
 from helpers import edge_samples
 from helpers.bundle_samples import (
@@ -29,7 +26,7 @@ from helpers.bundle_samples import (
     expected_scores,
     requirements,
 )
-from helpers.edge_samples import Runtime, compile_model, selftest_file
+from helpers.edge_samples import compile_model, selftest_file
 from helpers.emulated import EmulatedMachine
 from helpers.emulator_packages import EmulatorError
 
@@ -37,27 +34,6 @@ from toolchain.errors import ExitCode
 from toolchain.runtime.edge.build import RunnerFiles, StaticModel, build_runner, compiler_command
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
-
-
-@pytest.fixture(scope="module")
-def built() -> RunnerFiles:
-    return native_runner()
-
-
-@pytest.fixture(scope="module")
-def runtime(built: RunnerFiles) -> Runtime:
-    assert built.library is not None
-    return Runtime(built.library)
-
-
-@pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    return sample_engines(tmp_path_factory.mktemp("engines"))
-
-
-@pytest.fixture(scope="module")
-def release(engines: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return release_with_selftest(engines["any"], tmp_path_factory.mktemp("release"))
 
 
 def test_bundle_run_describes_runs_tests_and_measures(built: RunnerFiles, release: Path, tmp_path: Path) -> None:
