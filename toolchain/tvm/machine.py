@@ -86,6 +86,22 @@ class Machine:
             return ""
         return "vnni256" if has("avxvnni") or has("avx512vnni", "avx512vl") else "avx2"
 
+    def lookup(self) -> str:
+        """How whole vectors read a table of 256 bytes: a form of :mod:`toolchain.tvm.lookups`, or ""."""
+        if self.kind != "cpu" or self.arch != "x86_64" or self.vector_bits != 512:
+            return ""
+        load_tvm()
+        from tvm.target.codegen import llvm_cpu_has_features
+
+        target = self.tvm_target()
+        if llvm_cpu_has_features("avx512vbmi", target):
+            return "vbmi"
+        return "words" if llvm_cpu_has_features("avx512bw", target) else ""
+
+    def lookup_cost(self) -> int:
+        """Instructions that it takes to read one for a vector of int32 lanes: a few, or three for each lane."""
+        return {"vbmi": 12, "words": 16}.get(self.lookup(), 3 * self.lanes("int32"))
+
     def tvm_target(self) -> Any:
         """The ``tvm.target.Target``.
 

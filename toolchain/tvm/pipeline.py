@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from toolchain.tvm import cuda
 from toolchain.tvm.intrinsics import dot_products
 from toolchain.tvm.library import Refusal, load_tvm, one_line
+from toolchain.tvm.lookups import vector_lookups
 from toolchain.tvm.machine import Machine as Machine
 from toolchain.tvm.nan_order import nan_order
 from toolchain.tvm.stack import stack_locals
@@ -101,6 +102,7 @@ def _layout(machine: Machine, _notes: Notes) -> list[Any]:
 
     from toolchain.tvm.graph.attention import attention_kernels
     from toolchain.tvm.graph.blocked import block_layouts
+    from toolchain.tvm.graph.byte_tables import byte_tables
     from toolchain.tvm.graph.matmul import computed_products
     from toolchain.tvm.graph.products import pack_products
     from toolchain.tvm.graph.rows import row_kernels
@@ -108,7 +110,8 @@ def _layout(machine: Machine, _notes: Notes) -> list[Any]:
     if machine.kind != "cpu":
         return []
     products = [pack_products(machine), attention_kernels(machine), computed_products(machine)]
-    return [block_layouts(machine), transform.CanonicalizeBindings(), *products, row_kernels(machine)]
+    nests = [*products, byte_tables(machine), row_kernels(machine)]
+    return [block_layouts(machine), transform.CanonicalizeBindings(), *nests]
 
 
 def _dispatch(_machine: Machine, _notes: Notes) -> list[Any]:
@@ -126,9 +129,10 @@ def _legalize(_machine: Machine, _notes: Notes) -> list[Any]:
 def _annotate(_machine: Machine, _notes: Notes) -> list[Any]:
     from tvm.relax import transform
 
+    from toolchain.tvm.graph.byte_tables import fuse_tables
     from toolchain.tvm.graph.constants import fold_remaining
 
-    return [transform.AnnotateTIROpPattern(), fold_remaining(), transform.DeadCodeElimination()]
+    return [transform.AnnotateTIROpPattern(), fuse_tables(), fold_remaining(), transform.DeadCodeElimination()]
 
 
 def _fuse(_machine: Machine, _notes: Notes) -> list[Any]:
@@ -274,7 +278,7 @@ def compile_prepared(prepared: Prepared, machine: Machine, notes: Notes, dump: P
     tvm = load_tvm()
     own = [phase for phase in PHASES if phase.name in _MACHINE_PHASES]
     lowered = _run_phases(prepared, own, machine, notes, dump)
-    lowering = _tir_pipeline(machine.dot(), dump, lowered.number + 1)
+    lowering = _tir_pipeline(machine, dump, lowered.number + 1)
     try:
         return tvm.relax.build(lowered.module, machine.tvm_target(), relax_pipeline=None, tir_pipeline=lowering)
     except Exception as error:
@@ -300,7 +304,7 @@ def _run_phases(prepared: Prepared, phases: list[Phase], machine: Machine, notes
     return Prepared(module, number)
 
 
-def _tir_pipeline(dot: str, dump: Path | None, number: int) -> str:
+def _tir_pipeline(machine: Machine, dump: Path | None, number: int) -> str:
     """Name of a registered pipeline: TVM's own for loop nests, which also dumps what it lowered."""
     load_tvm()
     from tvm.ir.transform import Sequential, module_pass
@@ -313,7 +317,8 @@ def _tir_pipeline(dot: str, dump: Path | None, number: int) -> str:
         dump_module(dump, number, "codegen", module)
         return module
 
-    own = [passes, stack_locals(), dot_products(dot), nan_order(), dump_lowered]
+    targeted = [dot_products(machine.dot()), vector_lookups(machine.lookup())]
+    own = [passes, stack_locals(), *targeted, nan_order(), dump_lowered]
     register_tir_pipeline("toolchain", lambda: (Sequential(own), host, device))
     return "toolchain"
 

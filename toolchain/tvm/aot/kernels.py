@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from toolchain.tvm.aot.arena import ALIGNMENT
 from toolchain.tvm.aot.program import free_sizes
 from toolchain.tvm.intrinsics import dot_products
 from toolchain.tvm.library import Refusal, load_tvm, one_line
+from toolchain.tvm.lookups import vector_lookups
 from toolchain.tvm.machine import Machine
 from toolchain.tvm.nan_order import nan_order
 from toolchain.tvm.stack import stack_locals
@@ -20,6 +22,7 @@ PREFIX = "tck_"
 
 _NOT_PACKED = ["tirx.MakePackedAPI", "tirx.FP8StorageLegalize", "tirx.BF16StorageLegalize"]
 _CPU = 1
+_ALLOCATES = ("tirx.TVMBackendAllocWorkspace", "TVMBackendAllocWorkspace")
 
 
 def kernels_object(module: Any, machine: Machine) -> tuple[bytes, Any]:
@@ -44,7 +47,8 @@ def kernels_object(module: Any, machine: Machine) -> tuple[bytes, Any]:
         with tvm.transform.PassContext(opt_level=3, disabled_pass=_NOT_PACKED):
             kernels = passes(kernels)
         kernels = stack_locals()(_plain_functions(kernels))
-        kernels = nan_order()(finalize()(dot_products(machine.dot())(kernels)))
+        kernels = vector_lookups(machine.lookup())(dot_products(machine.dot())(kernels))
+        kernels = nan_order()(finalize()(kernels))
         # Without the attribute calls of the run-time go through pointers that a loader of TVM's would fill in.
         kernels = kernels.with_attr("system_lib_prefix", PREFIX)
         return _object_bytes(tvm.get_global_func("target.build.llvm")(kernels, target)), kernels
@@ -101,6 +105,32 @@ def _plain(name: str, function: Any) -> Any:
 def _pointer(parameter: Any) -> Any:
     tvm = load_tvm()
     return tvm.tirx.Var(parameter.name, tvm.ir.PointerType(parameter.ty.dtype, parameter.ty.storage_scope))
+
+
+def workspaces(module: Any) -> dict[str, int]:
+    """Kernel -> bytes that it works in on one thread, beside its arguments; none where that depends on sizes.
+
+    Args:
+        module: the second of :func:`kernels_object`'s results.
+    """
+    return {variable.name_hint: total for variable, f in module.functions_items() if (total := _allocated(f.body))}
+
+
+def _allocated(body: Any) -> int:
+    import tvm_ffi
+
+    tvm = load_tvm()
+    sizes: list[Any] = []
+
+    def look(call: Any) -> Any:
+        if getattr(call.op, "name", "") in _ALLOCATES:
+            sizes.append(call.args[2])
+        return call
+
+    tvm_ffi.structural_map(body, (tvm.ir.Call, look))
+    if not all(isinstance(size, tvm.tirx.IntImm) for size in sizes):
+        return 0
+    return sum(-(-int(size.value) // ALIGNMENT) * ALIGNMENT for size in sizes)
 
 
 def scalar_types(module: Any) -> dict[str, tuple[str, ...]]:
