@@ -36,6 +36,7 @@ class ExitCode(IntEnum):
     DAMAGED_BUNDLE = 31
     BAD_INPUT = 32
     NOT_REPRODUCIBLE = 33
+    UNTRUSTED = 34
     MISSING_TOOL = 40
     STORAGE = 41
     DEVICE = 42

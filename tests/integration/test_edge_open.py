@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from helpers.bundle_samples import (
 from helpers.edge_samples import EdgeError, Runtime, compile_model
 
 from toolchain.bundle.resolve import resolve
+from toolchain.bundle.sign import sign_release
 from toolchain.runtime.edge.build import RunnerFiles
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
@@ -131,6 +133,23 @@ def test_without_verifying_all_only_what_is_used_is_hashed(runtime: Runtime, rel
         bundle.check(bundle.lib.tc_self_test(bundle.handle, None, 0))
     assert caught.value.status == edge_samples.DAMAGED_BUNDLE
     bundle.close()
+
+
+def test_a_signed_release_opens_and_what_index_json_adds_is_checked(
+    runtime: Runtime, release: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(release, copy)
+    key = tmp_path / "key.pem"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ED25519", "-out", key], check=True)
+    sign_release(copy, key)
+    runtime.open(copy).close()
+    index = copy / "index.json"
+    good = index.read_text()
+    for old, new in (("cosign/imageIndex", "cosign/imageindex"), ('.sig"', '.sip"'), ('"kind":', '"kine":')):
+        assert old in good
+        index.write_text(good.replace(old, new))
+        assert refusal(runtime, copy).status == edge_samples.DAMAGED_BUNDLE
 
 
 def test_what_is_no_bundle_is_told_from_a_damaged_one(runtime: Runtime, tmp_path: Path) -> None:

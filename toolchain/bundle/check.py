@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ def damaged(what: str, where: Path | str) -> ToolchainError:
     return ToolchainError(what, where=str(where), hint="fetch or build the bundle again", code=ExitCode.DAMAGED_BUNDLE)
 
 
-def read_root(folder: Path) -> Descriptor:
-    """The descriptor in ``index.json``; :func:`check_root` completes the check once the image index was read.
+def read_index(folder: Path) -> tuple[Descriptor, tuple[Descriptor, ...]]:
+    """What ``index.json`` names: the image index, and manifests of signatures; :func:`check_index` checks the rest.
 
     Raises:
         ToolchainError: DAMAGED_BUNDLE, not a layout, or one of another form.
@@ -44,19 +45,20 @@ def read_root(folder: Path) -> Descriptor:
     where = folder / INDEX_JSON
     data = parse_json(_read_file(where, MAX_JSON_BYTES), where)
     manifests = data.get("manifests")
-    if not isinstance(manifests, list) or len(manifests) != 1:
-        raise damaged("must name exactly one image index under 'manifests'", where)
-    return parse_descriptor(manifests[0], where)
+    if not isinstance(manifests, list) or not manifests:
+        raise damaged("must name an image index under 'manifests'", where)
+    root, *signatures = (parse_descriptor(entry, where) for entry in manifests)
+    return root, tuple(signatures)
 
 
-def check_root(folder: Path, derived: Descriptor) -> None:
-    """Check that ``index.json`` holds just what follows from the image index that it names.
+def check_index(folder: Path, derived: Descriptor, signatures: Sequence[Descriptor]) -> None:
+    """Check that ``index.json`` holds just what follows from the image index and the signatures that it names.
 
     Nothing else vouches for ``index.json``: no digest covers it, so its annotations are compared instead.
     """
     where = folder / INDEX_JSON
     got = parse_json(_read_file(where, MAX_JSON_BYTES), where)
-    expected = json.loads(index_json(derived))
+    expected = json.loads(index_json(derived, signatures))
     if got != expected:
         raise damaged(f"does not agree with the image index {derived.short} that it names", where)
 

@@ -2,19 +2,20 @@
 
 The form is that of the OCI image specification 1.1 (``image-layout.md``, ``descriptor.md``): a file ``oci-layout``,
 a file ``index.json`` and ``blobs/sha256/<hex>``.  Ours is narrower, so that every bit of it can be checked:
-``index.json`` names exactly one image index, and holds nothing that cannot be derived from that index.
+``index.json`` names exactly one image index and signatures of it, and holds nothing that cannot be derived from them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from toolchain.artifact import canonical_json, digest_bytes, digest_file
+from toolchain.bundle.media import ANNOTATION_KIND, KIND_SIGNED
 from toolchain.errors import ExitCode, ToolchainError
 
 OCI_LAYOUT = "oci-layout"
@@ -64,14 +65,15 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A whole layout before it is written: the image index it is about, and every blob by digest."""
+    """A whole layout before it is written: the image index it is about, every blob by digest, and its signatures."""
 
     root: Descriptor
     blobs: Mapping[str, Blob]
+    signatures: Sequence[Descriptor] = ()
 
     def files(self) -> dict[str, Blob]:
         """POSIX path inside the layout -> content, for every file of the layout."""
-        index = index_json(self.root)
+        index = index_json(self.root, self.signatures)
         files = {blob_path(blob.digest): blob for blob in self.blobs.values()}
         files[OCI_LAYOUT] = blob_of_bytes(OCI_LAYOUT_BYTES)
         files[INDEX_JSON] = blob_of_bytes(index)
@@ -93,9 +95,13 @@ def blob_path(digest: str) -> str:
     return f"blobs/{algorithm}/{value}"
 
 
-def index_json(root: Descriptor) -> bytes:
-    """The bytes of ``index.json`` of a layout about ``root``."""
-    return canonical_json({"schemaVersion": 2, "mediaType": MEDIA_TYPE_INDEX, "manifests": [root.to_json()]})
+def index_json(root: Descriptor, signatures: Sequence[Descriptor] = ()) -> bytes:
+    """The bytes of ``index.json`` of a layout about ``root``, with the manifests of signatures of it."""
+    if signatures:
+        # By this cosign finds what is signed; without signatures the file is as it always was.
+        root = replace(root, annotations={**root.annotations, ANNOTATION_KIND: KIND_SIGNED})
+    manifests = [descriptor.to_json() for descriptor in (root, *signatures)]
+    return canonical_json({"schemaVersion": 2, "mediaType": MEDIA_TYPE_INDEX, "manifests": manifests})
 
 
 def write_layout(layout: Layout, folder: Path) -> None:

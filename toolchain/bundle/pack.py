@@ -41,6 +41,7 @@ from toolchain.bundle.media import (
 )
 from toolchain.bundle.names import name_conflicts
 from toolchain.bundle.platform import oci_platform
+from toolchain.bundle.signatures import with_standing
 from toolchain.errors import ExitCode, ToolchainError
 
 
@@ -167,7 +168,11 @@ def release_layout(
 
 
 def place_layout(layout: Layout, folder: Path) -> bool:
-    """Put ``layout`` at ``folder``; True when it was there already and nothing was written."""
+    """Put ``layout`` at ``folder``; True when it was there already and nothing was written.
+
+    Signatures of the same release that stand there are kept.
+    """
+    layout = layout if layout.signatures else with_standing(layout, folder)
     if _holds(folder, layout):
         return True
     _refuse_foreign(folder)
@@ -178,7 +183,7 @@ def place_layout(layout: Layout, folder: Path) -> bool:
 def _holds(folder: Path, layout: Layout) -> bool:
     """Whether ``folder`` holds exactly ``layout``; every file is hashed."""
     try:
-        if (folder / INDEX_JSON).read_bytes() != index_json(layout.root):
+        if (folder / INDEX_JSON).read_bytes() != index_json(layout.root, layout.signatures):
             return False
         files = layout.files()
         present = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if not p.is_dir()}

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolchain.bundle.check import check_root, damaged, parse_descriptor, parse_json, read_blob, read_root, verify_blob
+from toolchain.bundle.check import damaged, parse_descriptor, parse_json, read_blob, read_index, verify_blob
 from toolchain.bundle.layout import (
     INDEX_JSON,
     MEDIA_TYPE_INDEX,
@@ -22,6 +22,7 @@ from toolchain.bundle.layout import (
     OCI_LAYOUT,
     Blob,
     Descriptor,
+    Layout,
     blob_path,
 )
 from toolchain.bundle.manifest import BundleManifest
@@ -36,6 +37,7 @@ from toolchain.bundle.media import (
 )
 from toolchain.bundle.names import name_conflicts
 from toolchain.bundle.pack import place_layout, release_layout
+from toolchain.bundle.signatures import known_signatures, read_set, with_sets
 from toolchain.errors import ExitCode, ToolchainError
 from toolchain.storage import storage_errors
 
@@ -50,6 +52,8 @@ class BundleRef:
         config: descriptor of the ModelPack configuration.
         files: name inside the bundle -> descriptor of the layer.
         manifest: the parsed ``bundle.json``.
+        release: descriptor of the image index that the bundle was opened from.
+        signatures: signed digest (of a manifest or image index) -> manifest of its signatures.
     """
 
     layout: Path
@@ -57,6 +61,8 @@ class BundleRef:
     config: Descriptor
     files: Mapping[str, Descriptor]
     manifest: BundleManifest
+    release: Descriptor
+    signatures: Mapping[str, Descriptor]
 
     @property
     def target(self) -> str:
@@ -158,15 +164,18 @@ class Release:
     version: str
     digest: str
     bundles: tuple[BundleRef, ...]
+    signatures: Mapping[str, Descriptor]
 
     def verify(self) -> None:
-        """Hash every blob of every bundle.
+        """Hash every blob of every bundle, and of signatures; whose they are is not asked.
 
         Raises:
             ToolchainError: DAMAGED_BUNDLE.
         """
         for bundle in self.bundles:
             bundle.verify()
+        for digest, descriptor in self.signatures.items():
+            read_set(self.path, digest, descriptor)
 
     def bundle(self, target: str) -> BundleRef | None:
         return next((b for b in self.bundles if b.target == target), None)
@@ -181,7 +190,7 @@ def open_release(path: Path) -> Release:
     if not path.is_dir() or not any((path / name).exists() for name in (OCI_LAYOUT, INDEX_JSON, "blobs")):
         reason = "is not a bundle or release (no OCI image layout)" if path.exists() else "does not exist"
         raise ToolchainError(reason, where=str(path), code=ExitCode.USAGE)
-    root = read_root(path)
+    root, named = read_index(path)
     where = path / blob_path(root.digest)
     if root.media_type != MEDIA_TYPE_INDEX:
         raise damaged(f"must name an image index ({MEDIA_TYPE_INDEX}), got {root.media_type!r}", path / INDEX_JSON)
@@ -189,18 +198,22 @@ def open_release(path: Path) -> Release:
     manifests, annotations = index.get("manifests"), index.get("annotations")
     if not isinstance(manifests, list) or not manifests or not isinstance(annotations, dict):
         raise damaged("a release's index must hold manifests and annotations", where)
-    check_root(path, Descriptor(MEDIA_TYPE_INDEX, root.digest, root.size, ARTIFACT_TYPE, annotations))
+    descriptors = [parse_descriptor(m, where) for m in manifests]
+    derived = Descriptor(MEDIA_TYPE_INDEX, root.digest, root.size, ARTIFACT_TYPE, annotations)
+    signatures = known_signatures(path, derived, [d.digest for d in descriptors], named)
     name, version = annotations.get(ANNOTATION_TITLE), annotations.get(ANNOTATION_VERSION)
     if not isinstance(name, str) or not isinstance(version, str):
         raise damaged(f"the annotations must hold {ANNOTATION_TITLE} and {ANNOTATION_VERSION}", where)
-    bundles = tuple(_open_bundle(path, parse_descriptor(m, where)) for m in manifests)
+    bundles = tuple(_open_bundle(path, descriptor, derived, signatures) for descriptor in descriptors)
     targets = [b.target for b in bundles]
     if len(set(targets)) != len(targets):
         raise damaged(f"two bundles are for the same target: {', '.join(targets)}", where)
-    return Release(path, name, version, root.digest, bundles)
+    return Release(path, name, version, root.digest, bundles, signatures)
 
 
-def _open_bundle(layout: Path, descriptor: Descriptor) -> BundleRef:
+def _open_bundle(
+    layout: Path, descriptor: Descriptor, release: Descriptor, signatures: Mapping[str, Descriptor]
+) -> BundleRef:
     where = layout / blob_path(descriptor.digest)
     if descriptor.media_type != MEDIA_TYPE_MANIFEST or descriptor.artifact_type != ARTIFACT_TYPE:
         raise damaged(f"must be a manifest ({MEDIA_TYPE_MANIFEST}) of type {ARTIFACT_TYPE}", where)
@@ -226,7 +239,8 @@ def _open_bundle(layout: Path, descriptor: Descriptor) -> BundleRef:
             raise damaged(f"the engine file {variant.file} is not in the bundle", where)
     if descriptor.annotations.get(ANNOTATION_TARGET) != manifest.target.name:
         raise damaged(f"the index and {BUNDLE_JSON} name different targets", where)
-    return BundleRef(layout, descriptor, config, files, manifest)
+    own = {digest: signatures[digest] for digest in (descriptor.digest, release.digest) if digest in signatures}
+    return BundleRef(layout, descriptor, config, files, manifest, release, own)
 
 
 def _named_layer(layer: object, where: Path) -> tuple[str, Descriptor]:
@@ -247,7 +261,23 @@ def copy_bundle(bundle: BundleRef, folder: Path) -> bool:
         ToolchainError: DAMAGED_BUNDLE; STORAGE.
     """
     bundle.verify()
+    return place_layout(bundle_layout(bundle), folder)
+
+
+def bundle_layout(bundle: BundleRef) -> Layout:
+    """One target's bundle as a layout of its own, with the signatures of its manifest.
+
+    Raises:
+        ToolchainError: DAMAGED_BUNDLE, a signature is not what its digest says.
+    """
     descriptors = [bundle.descriptor, bundle.config, *bundle.files.values()]
     blobs = {d.digest: Blob(d.digest, d.size, bundle.layout / blob_path(d.digest)) for d in descriptors}
     info = bundle.manifest
-    return place_layout(release_layout(info.name, info.version, [bundle.descriptor], [blobs]), folder)
+    layout = release_layout(info.name, info.version, [bundle.descriptor], [blobs])
+    sets = []
+    if bundle.digest in bundle.signatures:
+        sets.append(read_set(bundle.layout, bundle.digest, bundle.signatures[bundle.digest])[0])
+    if layout.root.digest == bundle.release.digest and bundle.release.digest in bundle.signatures:
+        # It was a layout of its own already.
+        sets.insert(0, read_set(bundle.layout, bundle.release.digest, bundle.signatures[bundle.release.digest])[0])
+    return with_sets(layout, sets)

@@ -7,6 +7,7 @@ COMMANDS: dict[str, str] = {
     "export": "Write a bundle in the form that another server loads (Triton, KServe, ...).",
     "inspect": "Show what a release or bundle holds, promises and measured.",
     "verify": "Check a bundle's digests and outputs, or that a recipe reproduces.",
+    "sign": "Sign a release, as cosign does.",
     "diff": "Compare two releases or bundles.",
     "tune": "Search for better tiles than the rules', and record them beside the recipe.",
     "why": "Say why each stage of a recipe would run or not.",

@@ -21,9 +21,16 @@ if TYPE_CHECKING:
 @click.option("--target", help="Which bundle of a release [default: the one that suits this machine best].")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0 for all cores.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the outputs to this .npz file.")
+@click.option("--trust-key", type=click.Path(path_type=Path), help="PEM file of public keys; refuse what none signed.")
 @click.option("--json", "as_json", is_flag=True, help="Print all outputs in full as JSON.")
 def command(
-    bundle: str, inputs: tuple[str, ...], target: str | None, threads: int, output: Path | None, as_json: bool
+    bundle: str,
+    inputs: tuple[str, ...],
+    target: str | None,
+    threads: int,
+    output: Path | None,
+    trust_key: Path | None,
+    as_json: bool,
 ) -> None:
     """Run BUNDLE (a release's folder, or FOLDER@TARGET) on INPUTS.
 
@@ -37,7 +44,7 @@ def command(
 
     if output is not None:
         _check_output(output)
-    with load(bundle, target, threads) as model:
+    with load(bundle, target, threads, trust_key=trust_key) as model:
         arrays = read_inputs(inputs, model.contract)
         results = model.run(arrays)
         info = model.info

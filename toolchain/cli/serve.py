@@ -21,6 +21,7 @@ from toolchain.errors import ExitCode, ToolchainError
 @click.option("--allow-admin", is_flag=True, help="Let clients load and unload models.")
 @click.option("--server-name", help="What the server calls itself in its metadata [default: toolchain].")
 @click.option("--token-file", type=click.Path(), help="File with the bearer tokens that clients need, one a line.")
+@click.option("--trust-key", type=click.Path(), help="PEM file of public keys; serve only bundles signed with one.")
 @click.option("--tls-cert", type=click.Path(), help="PEM file of the certificate chain.")
 @click.option("--tls-key", type=click.Path(), help="PEM file of its private key.")
 @click.option("--execution", help="process, thread or inline: where engines run [default: process].")
@@ -110,6 +111,7 @@ def _overrides(flags: dict[str, Any], tls_cert: str | None, tls_key: str | None)
         "admin": flags["allow_admin"] or None,
         "server_name": flags["server_name"],
         "token_file": flags["token_file"],
+        "trust_key": flags["trust_key"],
         "tls.certificate": tls_cert,
         "tls.key": tls_key,
         "defaults.execution": flags["execution"],

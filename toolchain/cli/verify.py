@@ -19,18 +19,22 @@ if TYPE_CHECKING:
 @click.argument("subject")
 @click.option("--reproduce", is_flag=True, help="SUBJECT is a recipe: build it twice in different folders and compare.")
 @click.option("--target", "targets", multiple=True, help="Only this target; may be repeated.")
+@click.option("--key", type=click.Path(path_type=Path), help="PEM file of public keys; one must have signed SUBJECT.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, also of what failed.")
-def command(subject: str, reproduce: bool, targets: tuple[str, ...], as_json: bool) -> None:
-    """Check the digests of SUBJECT (a release's folder, or FOLDER@TARGET) and run its self-tests.
+def command(subject: str, reproduce: bool, targets: tuple[str, ...], key: Path | None, as_json: bool) -> None:
+    """Check the digests of SUBJECT (a release's folder, or FOLDER@TARGET), with --key its signatures, and run its
+    self-tests.
 
     Bundles for other machines than this one have their digests checked only, and the output says so.
     """
     found: dict[str, Any] = {"subject": subject, "ok": False}
+    if reproduce and key:
+        raise ToolchainError("--reproduce compares builds, which nobody signed; leave out --key", code=ExitCode.USAGE)
     try:
         if reproduce:
             _reproduce(Path(subject), targets, found, as_json)
         else:
-            _verify(subject, targets, found, as_json)
+            _verify(subject, targets, key, found, as_json)
         found["ok"] = True
     except ToolchainError as error:
         found |= {"exit_code": int(error.code), "error": error.to_json()}
@@ -40,23 +44,40 @@ def command(subject: str, reproduce: bool, targets: tuple[str, ...], as_json: bo
             click.echo(json.dumps(found, indent=2))
 
 
-def _verify(subject: str, targets: tuple[str, ...], found: dict[str, Any], quiet: bool) -> None:
+def _verify(subject: str, targets: tuple[str, ...], key: Path | None, found: dict[str, Any], quiet: bool) -> None:
     """Fills ``found`` in bundle by bundle, and prints a line for each unless it is to be ``quiet``."""
     from toolchain.bundle.read import open_release
     from toolchain.bundle.resolve import resolve, split_reference
 
     path, target = split_reference(subject)
     bundles = (resolve(subject),) if target else open_release(path).bundles
+    signers = _signers(bundles, key)
     rows: list[dict[str, Any]] = []
     found["bundles"] = rows
     for bundle in bundles:
         if targets and bundle.target not in targets:
             continue
         bundle.verify()
-        row = {"target": bundle.target, "digest": bundle.digest, "files": len(bundle.files)}
+        row = {"target": bundle.target, "digest": bundle.digest, "files": len(bundle.files)} | signers[bundle.target]
         rows.append(row | {"selftest": _selftest(bundle)})
         if not quiet:
-            click.echo(f"{bundle.target}: {row['files']} files match their digests; {_told(rows[-1]['selftest'])}")
+            signed = f"signed with {row['signed_with']}; " if key else ""
+            told = _told(rows[-1]["selftest"])
+            click.echo(f"{bundle.target}: {signed}{row['files']} files match their digests; {told}")
+
+
+def _signers(bundles: tuple[BundleRef, ...], key: Path | None) -> dict[str, dict[str, str]]:
+    """By target, what is said of its signature; checked before anything else of a bundle is looked at.
+
+    Raises:
+        ToolchainError: UNTRUSTED.
+    """
+    if key is None:
+        return {bundle.target: {} for bundle in bundles}
+    from toolchain.bundle.sign import check_signed, read_trust
+
+    trusted = read_trust(key)
+    return {bundle.target: {"signed_with": check_signed(bundle, trusted).name} for bundle in bundles}
 
 
 def _selftest(bundle: BundleRef) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from toolchain.artifact import canonical_json
 from toolchain.bundle.check import damaged, parse_json
 from toolchain.bundle.layout import Blob, blob_path
 from toolchain.bundle.manifest import BundleManifest, EngineInfo
-from toolchain.bundle.pack import release_layout
-from toolchain.bundle.read import BundleRef
+from toolchain.bundle.read import BundleRef, bundle_layout
 from toolchain.bundle.resolve import resolve, split_reference
 from toolchain.errors import ExitCode, ToolchainError
 from toolchain.runtime.contract import Contract, Size, parse_contract
@@ -85,10 +84,7 @@ class Source:
 
     def layout_files(self, folder: str) -> dict[str, Blob]:
         """The bundle as an OCI image layout of its own below ``folder``."""
-        bundle = self.bundle
-        descriptors = [bundle.descriptor, bundle.config, *bundle.files.values()]
-        blobs = {d.digest: Blob(d.digest, d.size, bundle.layout / blob_path(d.digest)) for d in descriptors}
-        layout = release_layout(self.manifest.name, self.manifest.version, [bundle.descriptor], [blobs])
+        layout = bundle_layout(self.bundle)
         return {f"{folder}/{path}": blob for path, blob in layout.files().items()}
 
     def recorded_inputs(self) -> dict[str, np.ndarray]:

@@ -58,7 +58,13 @@ class Model:
         self.close()
 
 
-def load(reference: str | Path, target: str | None = None, threads: int = 0, host: Host | None = None) -> Model:
+def load(
+    reference: str | Path,
+    target: str | None = None,
+    threads: int = 0,
+    host: Host | None = None,
+    trust_key: Path | None = None,
+) -> Model:
     """Load a bundle.
 
     Args:
@@ -66,13 +72,14 @@ def load(reference: str | Path, target: str | None = None, threads: int = 0, hos
         target: which of the release's bundles; the one that suits the machine best when not given.
         threads: threads of one run; 0: every processor that this process may use.
         host: the machine, when it is known already.
+        trust_key: file of public keys (PEM); the bundle must be signed with one of them.
 
     Raises:
-        ToolchainError: USAGE, nothing there, or it is not clear which bundle is meant; INCOMPATIBLE_HOST, this
-            machine or the installed runtime does not suit; MISSING_TOOL, the runtime is not installed;
-            DAMAGED_BUNDLE, a digest does not match.
+        ToolchainError: USAGE, nothing there, or it is not clear which bundle is meant; UNTRUSTED, it is not signed
+            with a trusted key; INCOMPATIBLE_HOST, this machine or the installed runtime does not suit; MISSING_TOOL,
+            the runtime is not installed; DAMAGED_BUNDLE, a digest does not match.
     """
-    bundle, folder = place(_reference(str(reference), target), host)
+    bundle, folder = place(_reference(str(reference), target), host, trust_key)
     try:
         return Model(bundle, open_engine(folder, threads, bundle.manifest.runtime.provider or CPU_PROVIDER), folder)
     except BaseException:
@@ -80,7 +87,7 @@ def load(reference: str | Path, target: str | None = None, threads: int = 0, hos
         raise
 
 
-def place(reference: str, host: Host | None = None) -> tuple[BundleRef, Path]:
+def place(reference: str, host: Host | None = None, trust_key: Path | None = None) -> tuple[BundleRef, Path]:
     """A bundle that was checked as :func:`load` does, and a temporary folder of its files; the caller removes it.
 
     Raises:
@@ -88,6 +95,10 @@ def place(reference: str, host: Host | None = None) -> tuple[BundleRef, Path]:
     """
     machine = host or detect_host()
     bundle = resolve(reference, machine)
+    if trust_key is not None:
+        from toolchain.bundle.sign import check_signed, read_trust
+
+        check_signed(bundle, read_trust(trust_key))
     problems = incompatibilities(bundle.manifest.requirements, machine)
     if problems:
         raise ToolchainError(

@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from toolchain.errors import ExitCode, ToolchainError, did_you_mean
 from toolchain.runtime.server.api import IndexEntry, ServeError, Status
@@ -32,6 +33,7 @@ class Repository:
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
+        self._trust = Path(settings.trust_key) if settings.trust_key else None
         self.models: dict[str, Traffic] = {}
         #: name -> version -> where it came from, also of what is not loaded at present
         self._sources: dict[str, dict[str, Source]] = {}
@@ -47,7 +49,7 @@ class Repository:
         Raises:
             ToolchainError: one of them cannot be loaded; nothing stays loaded then.
         """
-        versions = [self._make(one, pinned=True) for one in await _place_all(references)]
+        versions = [self._make(one, pinned=True) for one in await _place_all(references, self._trust)]
         loads = [asyncio.ensure_future(version.load()) for version in versions]
         try:
             await asyncio.gather(*loads)
@@ -69,7 +71,7 @@ class Repository:
         Raises:
             ToolchainError: it cannot be loaded; nothing else has changed.
         """
-        placed = await asyncio.to_thread(place_bundle, reference)
+        placed = await asyncio.to_thread(place_bundle, reference, self._trust)
         version = self._make(placed, pinned=pinned)
         key = version.name, version.version
         self._absent[key] = IndexEntry(*key, version.state)
@@ -200,13 +202,13 @@ class Repository:
         return f"Request for unknown model: {name!r} is not found{did_you_mean(name, self._sources)}"
 
 
-async def _place_all(references: Sequence[str]) -> list[Placed]:
+async def _place_all(references: Sequence[str], trust: Path | None) -> list[Placed]:
     """Lay out the files of every bundle, or of none.
 
     Raises:
         ToolchainError: one cannot be, or two are the same version of one model (USAGE).
     """
-    tasks = (asyncio.to_thread(place_bundle, reference) for reference in references)
+    tasks = (asyncio.to_thread(place_bundle, reference, trust) for reference in references)
     results = await asyncio.gather(*tasks, return_exceptions=True)
     placed = [result for result in results if isinstance(result, Placed)]
     problem = next((result for result in results if isinstance(result, BaseException)), None)

@@ -97,6 +97,9 @@ class ServerSettings(Section):
     admin: Flag = Field(False, description="true to allow loading and unloading over the network")
     shared_memory: Flag = Field(False, description="true to let clients name shared memory of this machine")
     token_file: NonEmpty | None = Field(None, description="file with the tokens that clients may use, one a line")
+    trust_key: NonEmpty | None = Field(
+        None, description="PEM file of public keys; only bundles signed with one of them are served"
+    )
     tls: Tls | None = Field(None, description="a table with certificate and key")
     watch: NonEmpty | None = Field(None, description="folder of releases, NAME/VERSION, to serve as they come")
     watch_interval_s: PositiveNumber = Field(1.0, description="seconds between looks at the folder, above 0")
@@ -135,7 +138,7 @@ def load_settings(path: Path | None, overrides: Mapping[str, Any] | None = None)
 
 def _placed(tables: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The tables with the paths in them, which are relative to the file, made relative to the current folder."""
-    placed = {key: str(folder / tables[key]) for key in ("token_file", "watch") if key in tables}
+    placed = {key: str(folder / tables[key]) for key in ("token_file", "trust_key", "watch") if key in tables}
     tls = {key: str(folder / value) for key, value in tables.get("tls", {}).items()}
     return tables | placed | ({"tls": tls} if tls else {})
 

@@ -48,13 +48,13 @@ class Placed:
     tested: bool
 
 
-def place_bundle(reference: str) -> Placed:
-    """Check a bundle and lay out its files; blocks.
+def place_bundle(reference: str, trust_key: Path | None = None) -> Placed:
+    """Check a bundle, its signature too where there is a key to trust, and lay out its files; blocks.
 
     Raises:
         ToolchainError: as :func:`toolchain.runtime.load`.
     """
-    bundle, folder = place(reference)
+    bundle, folder = place(reference, trust_key=trust_key)
     try:
         return _placed(reference, bundle, folder)
     except BaseException:

@@ -108,14 +108,39 @@ static int32_t read_json(const char *folder, const tcr_file *file, json_document
   return status;
 }
 
+/* The annotations of a signed image index: its own and one more, by which cosign finds it (docs/distribution.md). */
+static bool marked(const json_value *annotations, const json_value *own) {
+  if (!json_is(annotations, JSON_OBJECT) || annotations->count != own->count + 1 ||
+      !json_text_is(annotations, "kind", "dev.cosignproject.cosign/imageIndex"))
+    return false;
+  for (const json_value *value = own->as.first; value; value = value->next)
+    if (!json_equal(json_get(annotations, value->key), value)) return false;
+  return true;
+}
+
+/* Signatures are not used here: they must only look like some. */
+static int32_t check_signatures(const json_value *list, const char *where, tcr_problem *problem) {
+  tcr_file file;
+  for (const json_value *entry = list->as.first->next; entry; entry = entry->next) {
+    const char *tag = tcr_annotation(entry, "org.opencontainers.image.ref.name");
+    int32_t status = parse_descriptor(entry, &file, where, problem);
+    if (status != TC_OK) return status;
+    if (!json_text_is(entry, "mediaType", MANIFEST_TYPE) || tag == NULL || strlen(tag) < 4 ||
+        strcmp(tag + strlen(tag) - 4, ".sig") != 0)
+      return tcr_damaged(problem, where, "names %.19s, which is no signature", file.digest);
+  }
+  return TC_OK;
+}
+
 /* Everything in index.json must follow from the image index that it names, since no digest covers it. */
-static int32_t check_root(const json_value *root, const json_value *descriptor, const json_value *index,
-                          const char *where, tcr_problem *problem) {
-  const json_value *version = json_get(root, "schemaVersion");
+static int32_t check_root(const json_value *root, const json_value *list, const json_value *index, const char *where,
+                          tcr_problem *problem) {
+  const json_value *version = json_get(root, "schemaVersion"), *descriptor = list->as.first;
+  const json_value *own = json_get(index, "annotations"), *annotations = json_get(descriptor, "annotations");
   if (root->count == 3 && version != NULL && version->whole == 2 && json_text_is(root, "mediaType", INDEX_TYPE) &&
       descriptor->count == 5 && json_text_is(descriptor, "artifactType", ARTIFACT_TYPE) &&
-      json_equal(json_get(descriptor, "annotations"), json_get(index, "annotations")))
-    return TC_OK;
+      (list->count == 1 ? json_equal(annotations, own) : marked(annotations, own)))
+    return check_signatures(list, where, problem);
   return tcr_damaged(problem, where, "does not agree with the image index that it names");
 }
 
@@ -132,8 +157,8 @@ int32_t tcr_read_index(const char *folder, json_document *index, tcr_problem *pr
   if (status != TC_OK) return status;
   const json_value *list = json_get(root.root, "manifests");
   const json_value *descriptor = json_is(list, JSON_LIST) ? list->as.first : NULL;
-  if (descriptor == NULL || list->count != 1 || !json_text_is(descriptor, "mediaType", INDEX_TYPE))
-    status = tcr_damaged(problem, path, "must name exactly one image index under 'manifests'");
+  if (descriptor == NULL || !json_text_is(descriptor, "mediaType", INDEX_TYPE))
+    status = tcr_damaged(problem, path, "must name an image index under 'manifests'");
   if (status == TC_OK) status = parse_descriptor(descriptor, &file, path, problem);
   if (status == TC_OK) status = read_json(folder, &file, index, problem);
   if (status == TC_OK) {
@@ -141,7 +166,7 @@ int32_t tcr_read_index(const char *folder, json_document *index, tcr_problem *pr
     if (!json_is(manifests, JSON_LIST) || manifests->count == 0 || manifests->count > MAX_BUNDLES || notes == NULL ||
         !texts(notes))
       status = tcr_damaged(problem, path, "a release's index must hold manifests and annotations");
-    if (status == TC_OK) status = check_root(root.root, descriptor, index->root, path, problem);
+    if (status == TC_OK) status = check_root(root.root, list, index->root, path, problem);
     if (status != TC_OK) json_free(index);
   }
   json_free(&root);
