@@ -8,18 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from toolchain.bundle.read import Release
 from toolchain.cache import Cache, default_folder, default_limit
 from toolchain.errors import ExitCode, ToolchainError, did_you_mean
 from toolchain.execute import Forecast, Listener, Silent, execute, forecast
 from toolchain.host import detect_host
-from toolchain.plan import Entry, Plan, TargetPlan, make_plan
+from toolchain.judge import judge
+from toolchain.keep import Others, find_others
+from toolchain.plan import Plan, make_plan
 from toolchain.plan_device import find_devices
-from toolchain.publish import TargetResult, publish, replacement_notes, standing_release, tools_of
+from toolchain.publish import TargetResult, publish, replacement_notes, standing_release
 from toolchain.recipe import Recipe, load_recipe
 from toolchain.remote.address import parse_devices
-from toolchain.report import build_report
 from toolchain.runner import Outcome, Runner
-from toolchain.select import Contender, select
 from toolchain.target import TargetProfile, load_target
 
 DEFAULT_OUTPUT = Path("artifacts")
@@ -34,6 +35,8 @@ class BuildResult:
         digest: of the release's index.
         unchanged: the folder held exactly this release already.
         outcomes: every stage by its id.
+        kept: targets that were not asked for, whose bundles stay in the release as they are up to date.
+        dropped: targets whose bundles are no longer in the release that stood there.
     """
 
     recipe: Recipe
@@ -44,6 +47,8 @@ class BuildResult:
     digest: str = ""
     unchanged: bool = False
     notes: tuple[str, ...] = field(default=())
+    kept: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Machine-readable: what was built, per target the whole report, and what each stage did."""
@@ -55,6 +60,8 @@ class BuildResult:
             "release": str(self.release) if self.release else None,
             "digest": self.digest or None,
             "unchanged": self.unchanged,
+            "kept": list(self.kept),
+            "dropped": list(self.dropped),
             "targets": {r.target: r.report for r in self.targets},
             "failures": {r.target: list(r.selection.failures) for r in self.targets if r.selection.code},
             "stages": [
@@ -78,17 +85,22 @@ def plan(
     cache: Path | None = None,
     measure: bool = True,
     devices: Sequence[str] = (),
+    output: Path | None = None,
+    partial: bool = False,
 ) -> list[Forecast]:
     """What :func:`build` would do, stage by stage, without running anything; devices are asked what they are.
 
+    The bundles of other targets are looked at if ``output`` is given.
+
     Raises:
-        ToolchainError: BAD_RECIPE, BAD_TARGET; DEVICE, INCOMPATIBLE_HOST.
+        ToolchainError: BAD_RECIPE, BAD_TARGET; DEVICE, INCOMPATIBLE_HOST; USAGE as :func:`build`.
     """
-    loaded, made = _prepare(recipe, targets, measure, devices)
     store = open_cache(cache)
+    loaded = load_recipe(Path(recipe).absolute())
     runner = Runner(store, loaded.root.absolute(), loaded.name)
     try:
-        return forecast(made.nodes, runner)
+        job = _prepare(loaded, targets, measure, devices, runner, output, partial)
+        return forecast(job.plan.nodes, runner)
     finally:
         runner.pool.close()
         store.save_digests()
@@ -106,12 +118,14 @@ def build(
     measurements: Mapping[str, Mapping[str, Any]] | None = None,
     listener: Listener | None = None,
     devices: Sequence[str] = (),
+    partial: bool = False,
 ) -> BuildResult:
     """Build a recipe into a release at ``output/NAME/VERSION``.
 
     Args:
         recipe: path of the recipe.
-        targets: names of the recipe's targets to build; all of them if empty.
+        targets: names of the recipe's targets to build; all of them if empty.  Bundles that the release holds for the
+            recipe's other targets stay in it if they are up to date.
         output: folder of releases.
         cache: folder of the stage cache; the user's if not given.
         jobs: stages at once; the number of cores if not given.
@@ -120,40 +134,72 @@ def build(
         measurements: by target, measurements to use instead of taking new ones (to reproduce a release).
         listener: gets the events of the build.
         devices: ``TARGET=[user@]host[:port]`` each: the target's engines are measured there, over SSH.
+        partial: bundles of other targets that are not up to date may leave the release.
 
     Returns:
         The result.  When a gate failed its ``code`` says which kind, and no release was written.
 
     Raises:
-        ToolchainError: anything but a gate stopped the build.
+        ToolchainError: anything but a gate stopped the build; USAGE, the release that stands there would lose a target.
     """
-    loaded, made = _prepare(recipe, targets, measure and measurements is None, devices)
     store = open_cache(cache)
+    loaded = load_recipe(Path(recipe).absolute())
     runner = Runner(store, loaded.root.absolute(), loaded.name, dump_ir.absolute() if dump_ir else None)
     with store.in_use():
         try:
+            job = _prepare(loaded, targets, measure and measurements is None, devices, runner, output, partial)
             cores = len(os.sched_getaffinity(0))
-            outcomes = execute(made.nodes, runner, jobs or cores, listener or Silent())
+            outcomes = execute(job.plan.nodes, runner, jobs or cores, listener or Silent())
         finally:
             runner.pool.close()
             store.save_digests()
-        results = tuple(_judge(loaded, target, outcomes, measurements) for target in made.targets)
+        kept = job.others.kept
+        given = {name: (measurements or {}).get(name) or kept[name] or None for name in kept}
+        results = tuple(
+            judge(loaded, target, outcomes, given if target.profile.name in kept else measurements)
+            for target in job.plan.targets
+        )
         code = next((r.selection.code for r in results if r.selection.code), ExitCode.OK)
         if code:
-            return BuildResult(loaded, results, outcomes, code)
-        before = standing_release(loaded, output)
+            return BuildResult(loaded, results, outcomes, code, kept=tuple(kept))
         packed = publish(loaded, results, outcomes, store, output)
-    notes = (*replacement_notes(before, packed), *_keep_bounded(store))
-    return BuildResult(loaded, results, outcomes, code, packed.folder, packed.digest, packed.unchanged, notes)
+    dropped = tuple(sorted({b.target for b in job.before.bundles} - packed.bundles.keys())) if job.before else ()
+    notes = (*replacement_notes(job.before, packed), *_keep_bounded(store))
+    return BuildResult(
+        loaded, results, outcomes, code, packed.folder, packed.digest, packed.unchanged, notes, tuple(kept), dropped
+    )
 
 
-def _prepare(recipe: Path | str, targets: Sequence[str], measure: bool, devices: Sequence[str]) -> tuple[Recipe, Plan]:
-    loaded = load_recipe(Path(recipe).absolute())
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What a build sets out to do; ``before``: the release that stands where the new one goes."""
+
+    plan: Plan
+    before: Release | None
+    others: Others
+
+
+def _prepare(
+    loaded: Recipe,
+    targets: Sequence[str],
+    measure: bool,
+    devices: Sequence[str],
+    runner: Runner,
+    output: Path | None,
+    partial: bool,
+) -> _Job:
     given = parse_devices(devices)
-    profiles = chosen_targets(loaded, [load_target(t, loaded.folder) for t in loaded.targets], targets)
+    profiles = [load_target(t, loaded.folder) for t in loaded.targets]
+    chosen = chosen_targets(loaded, profiles, targets)
+    host = detect_host()
+    before = standing_release(loaded, output) if output is not None else None
+    others = find_others(loaded, profiles, targets, before, runner, host)
+    if before is not None and not partial:
+        others.refuse_loss(before)
     # Before anything is compiled: a device that can't be used is known at once.
-    found = find_devices(profiles, given) if measure else {}
-    return loaded, make_plan(loaded, profiles, detect_host(), measure, devices=found)
+    found = find_devices(chosen, given) if measure else {}
+    built = [p for p in profiles if p in chosen or p.name in others.kept]
+    return _Job(make_plan(loaded, built, host, measure, devices=found, kept=others.kept), before, others)
 
 
 def chosen_targets(recipe: Recipe, profiles: Sequence[TargetProfile], names: Iterable[str]) -> list[TargetProfile]:
@@ -177,84 +223,6 @@ def chosen_targets(recipe: Recipe, profiles: Sequence[TargetProfile], names: Ite
 def open_cache(folder: Path | None) -> Cache:
     """The stage cache, the user's if no folder is given."""
     return Cache(folder or default_folder(), default_limit())
-
-
-def _judge(
-    recipe: Recipe,
-    target: TargetPlan,
-    outcomes: Mapping[str, Outcome],
-    given: Mapping[str, Mapping[str, Any]] | None,
-) -> TargetResult:
-    profile = target.profile
-    measurement: Mapping[str, Any] | None = None
-    unmeasured = target.unmeasured
-    if given is not None:
-        measurement = given.get(profile.name)
-    elif target.measure:
-        outcome = outcomes[target.measure]
-        measurement, unmeasured = outcome.facts or None, outcome.refused
-    if measurement is not None:
-        _check_measured(target, measurement, outcomes)
-    contenders = [_contender(entry, outcomes, measurement) for entry in target.entries]
-    selection = select(
-        contenders,
-        recipe.gates_for(profile.name),
-        profile.numerics.precisions,
-        profile.runtime.engines,
-        recipe.quantize.require,
-    )
-    stages = {
-        node.split("@")[0]: {**outcomes[node].facts, **({"refused": r} if (r := outcomes[node].refused) else {})}
-        for node in ("export", *target.stages, *(e.compile for e in target.entries if e.compile))
-    }
-    report = build_report(
-        name=recipe.name,
-        version=recipe.version,
-        target=profile.name,
-        selection=selection,
-        stages=stages,
-        measurement=measurement,
-        unmeasured=unmeasured,
-        tools=tools_of(o for o in outcomes.values() if o.node.target in ("", profile.name)),
-    )
-    return TargetResult(target, selection, report, measurement)
-
-
-def _contender(entry: Entry, outcomes: Mapping[str, Outcome], measurement: Mapping[str, Any] | None) -> Contender:
-    if entry.refused:
-        return Contender(entry.precision, entry.backend, refused=entry.refused)
-    compiled = outcomes[entry.compile]
-    if compiled.refused:
-        return Contender(entry.precision, entry.backend, refused=compiled.refused)
-    packed = outcomes[entry.link] if entry.link and not outcomes[entry.link].refused else compiled
-    size = sum(f.size for f in packed.outputs["engine"].files)
-    row = (measurement or {}).get("engines", {}).get(entry.id)
-    unmeasured = (measurement or {}).get("unmeasured", {}).get(entry.id, "")
-    verdict, unverified = None, entry.unverified
-    if entry.verify:
-        outcome = outcomes[entry.verify]
-        verdict, unverified = outcome.facts or None, outcome.refused
-    if row and "error" in row:
-        return Contender(entry.precision, entry.backend, size, None, None, "", f"did not run: {row['error']}")
-    if row and "rejected" in row and verdict:
-        verdict = {**verdict, "problem": verdict.get("problem") or row["rejected"]}
-    return Contender(entry.precision, entry.backend, size, verdict, row, "", unverified, unmeasured)
-
-
-def _check_measured(target: TargetPlan, measurement: Mapping[str, Any], outcomes: Mapping[str, Outcome]) -> None:
-    """Given measurements must be of exactly the engines at hand."""
-    digests = measurement.get("digests")
-    if digests is None:
-        return
-    for entry in target.entries:
-        made = outcomes[entry.compile].outputs.get("engine") if entry.compile else None
-        if made is not None and digests.get(entry.id) not in (None, made.digest):
-            raise ToolchainError(
-                f"the given measurement is of another {entry.id} engine than the one built here",
-                where=target.profile.name,
-                hint="measure anew, or find out why the engine differs",
-                code=ExitCode.NOT_REPRODUCIBLE,
-            )
 
 
 def _keep_bounded(store: Cache) -> tuple[str, ...]:

@@ -130,12 +130,13 @@ def gather(node: Node, outcomes: Mapping[str, Outcome]) -> tuple[dict[str, Artif
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """What a build would do with a node: ``"cached"``, ``"run"`` or ``"depends"`` (on a stage that would run,
-    whose result may turn out to be the same).
+    whose result may turn out to be the same).  ``outcome``: what is known to come out, if the state is ``"cached"``.
     """
 
     node: Node
     state: str
     reasons: tuple[str, ...] = ()
+    outcome: Outcome | None = None
 
 
 def forecast(nodes: Sequence[Node], runner: Runner) -> list[Forecast]:
@@ -150,7 +151,7 @@ def forecast(nodes: Sequence[Node], runner: Runner) -> list[Forecast]:
         inputs, missing = gather(node, outcomes)
         if missing:
             outcomes[node.id] = Outcome(node, "skipped", {}, {}, missing)
-            result.append(Forecast(node, "cached", (f"skipped: {missing}",)))
+            result.append(Forecast(node, "cached", (f"skipped: {missing}",), outcomes[node.id]))
             continue
         found: Lookup = runner.look_up(node, inputs)
         if found.record is None:
@@ -159,5 +160,5 @@ def forecast(nodes: Sequence[Node], runner: Runner) -> list[Forecast]:
             record = found.record
             outcomes[node.id] = Outcome(node, "cached", record.outputs, record.facts, record.refused)
             note = (f"refused: {record.refused}",) if record.refused else ()
-            result.append(Forecast(node, "cached", note))
+            result.append(Forecast(node, "cached", note, outcomes[node.id]))
     return result

@@ -17,6 +17,8 @@ from toolchain.specs import DimSpec, ImageSpec, InputSpec
 from toolchain.stages import data, export, reference, selftest
 from toolchain.tvm.records import Records
 
+DEFAULT_K = 5
+
 
 @dataclass(slots=True)
 class Maker:
@@ -24,7 +26,6 @@ class Maker:
 
     recipe: Recipe
     host: Host
-    measured: bool
     records: Mapping[str, Records]
     nodes: list[Node] = field(default_factory=list)
 
@@ -105,3 +106,12 @@ def add_shared_stages(maker: Maker) -> None:
     maker.add("reference", reference.STAGE, model, {"evaluation": "evaluation:dataset"}, failure=ExitCode.EXPORT)
     inputs = {"onnx": "export:onnx", "evaluation": "evaluation:dataset", "reference": "reference:reference"}
     maker.add("selftest", selftest.STAGE, selftest.Options(), inputs)
+
+
+def metric_fields(maker: Maker) -> dict[str, Any]:
+    metric = maker.recipe.metric
+    if metric is None:
+        return {"metric": "", "k": DEFAULT_K, "output": None, "higher_is_better": True}
+    kind = maker.path(metric.kind) if ":" in metric.kind else metric.kind
+    better = metric.kind != "mae" if metric.higher_is_better is None else metric.higher_is_better
+    return {"metric": kind, "k": metric.k or DEFAULT_K, "output": metric.output, "higher_is_better": better}

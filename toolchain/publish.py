@@ -71,15 +71,11 @@ def standing_release(recipe: Recipe, output: Path) -> Release | None:
 
 
 def replacement_notes(before: Release | None, packed: PackResult) -> tuple[str, ...]:
-    """What a reader of the release that stood there before has to know, a line each."""
+    """What whoever published the release that stood there before has to know, a line each."""
     if before is None or before.digest == packed.digest:
         return ()
     was = f"{before.name} {before.version}, {before.digest}"
-    lines = [f"replaced another release {was}; one that was published needs a new version"]
-    gone = sorted({b.target for b in before.bundles} - packed.bundles.keys())
-    if gone:
-        lines.append(f"bundles for {', '.join(gone)} are no longer in it; build without --target to have all of them")
-    return tuple(lines)
+    return (f"replaced another release {was}; one that was published needs a new version",)
 
 
 def _bundle(

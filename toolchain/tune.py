@@ -19,7 +19,8 @@ from toolchain.errors import ExitCode, ToolchainError
 from toolchain.execute import Listener, Silent, execute
 from toolchain.host import Host, detect_host
 from toolchain.keys import installed_version, own_version
-from toolchain.plan import Entry, Plan, TargetPlan, make_plan
+from toolchain.plan import Plan, TargetPlan, make_plan
+from toolchain.plan_engine import Entry
 from toolchain.recipe import load_recipe
 from toolchain.runner import Node, Runner
 from toolchain.search import Search, Settings, TargetResult, Task

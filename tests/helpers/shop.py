@@ -120,6 +120,10 @@ class Shop:
     def build_arguments(self, *extra: str | Path) -> list[str | Path]:
         return ["build", self.recipe, "--cache", self.cache, "--output", self.output, "--quiet", "--json", *extra]
 
+    def text_arguments(self, *extra: str | Path) -> list[str | Path]:
+        """As :meth:`build_arguments`, for a person."""
+        return [a for a in self.build_arguments(*extra) if a != "--json"]
+
     def build(self, *extra: str | Path, env: dict[str, str] | None = None) -> tuple[int, dict[str, object], str]:
         done = self.call(*self.build_arguments(*extra), env=env)
         assert "Traceback" not in done.stderr

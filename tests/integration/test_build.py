@@ -82,16 +82,43 @@ def test_another_target_reuses_the_shared_stages(copy: Shop) -> None:
     assert not [name for name in ran if "@" not in name or "x86-64-v3" in name]
 
 
-def test_a_release_that_loses_targets_says_so_and_its_bundle_is_as_built_with_the_others(copy: Shop) -> None:
+def test_one_target_built_anew_keeps_the_bundles_of_the_others_and_their_measurements(copy: Shop) -> None:
+    copy.recipe.write_text(copy.recipe.read_text().replace('["x86-64-v3"]', '["x86-64-v3", "cortex-a72"]'))
+    code, whole, errors = copy.build()
+    assert code == 0, errors
+    code, part, errors = copy.build("--target", "cortex-a72")
+    assert code == 0, errors
+    assert (part["kept"], part["dropped"]) == (["x86-64-v3"], [])
+    assert part["unchanged"]
+    assert part["digest"] == whole["digest"]
+    assert "x86-64-v3: " in copy.call(*copy.text_arguments("--target", "cortex-a72")).stdout
+
+
+def test_one_target_built_anew_never_takes_out_stale_bundles_of_others_unasked(copy: Shop) -> None:
     copy.recipe.write_text(copy.recipe.read_text().replace('["x86-64-v3"]', '["x86-64-v3", "cortex-a72"]'))
     assert copy.build("--no-measure")[0] == 0
-    (folder,) = copy.output.glob("*/*")
-    bundles = open_release(folder).bundles
-    code, part, errors = copy.build("--no-measure", "--target", "x86-64-v3")
-    assert code == 0, errors
-    assert any("bundles for cortex-a72 are no longer in it" in note for note in part["notes"])  # type: ignore[attr-defined]
-    (alone,) = open_release(folder).bundles
-    assert alone.digest in {bundle.digest for bundle in bundles}
+    before = open_release(copy.release)
+    (copy.repository / "helper.py").write_text("WIDTH = 24\n")
+    for extra in ((), ("--dry-run",)):
+        code, _, errors = copy.build("--no-measure", "--target", "x86-64-v3", *extra)
+        assert code == 2
+        assert "would take the bundle for cortex-a72 out of this release" in errors
+        assert "export: file helper.py has changed" in errors
+    assert open_release(copy.release).digest == before.digest
+    done = copy.call(*copy.text_arguments("--no-measure", "--target", "x86-64-v3", "--partial"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "no longer in the release: cortex-a72"
+    assert [b.target for b in open_release(copy.release).bundles] == ["x86-64-v3"]
+
+
+def test_the_bundle_of_a_target_alone_is_as_built_with_the_others(copy: Shop) -> None:
+    copy.recipe.write_text(copy.recipe.read_text().replace('["x86-64-v3"]', '["x86-64-v3", "cortex-a72"]'))
+    assert copy.build("--no-measure")[0] == 0
+    bundles = {bundle.target: bundle.digest for bundle in open_release(copy.release).bundles}
+    shutil.rmtree(copy.release)
+    assert copy.build("--no-measure", "--target", "x86-64-v3")[0] == 0
+    (alone,) = open_release(copy.release).bundles
+    assert alone.digest == bundles["x86-64-v3"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])

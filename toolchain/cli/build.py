@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--target", "targets", multiple=True, help="Build this target of the recipe only; may be repeated.")
+@click.option("--target", "targets", multiple=True,
+              help="Build this target of the recipe only; may be repeated.  The release's other bundles stay if they "
+              "are up to date; if not, nothing is built, unless --partial is given.")  # fmt: skip
+@click.option("--partial", is_flag=True, help="With --target: bundles that are not up to date leave the release.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("artifacts"), show_default=True,
               help="Folder of releases, relative to the current one: OUTPUT/NAME/VERSION is the release.")  # fmt: skip
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder of the stage cache [default: the user's].")
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 def command(
     recipe: Path,
     targets: tuple[str, ...],
+    partial: bool,
     output: Path,
     cache: Path | None,
     jobs: int | None,
@@ -58,7 +62,15 @@ def command(
     from toolchain.cli.show import explain_lines, forecast_lines, result_lines
 
     if dry_run:
-        forecasts = plan(recipe, targets=targets, cache=cache, measure=not no_measure, devices=devices)
+        forecasts = plan(
+            recipe,
+            targets=targets,
+            cache=cache,
+            measure=not no_measure,
+            devices=devices,
+            output=output,
+            partial=partial,
+        )
         if as_json:
             rows = [{"id": f.node.id, "state": f.state, "reasons": f.reasons} for f in forecasts]
             click.echo(json.dumps({"stages": rows}, indent=2))
@@ -83,6 +95,7 @@ def command(
                 measurements=given,
                 listener=progress,
                 devices=devices,
+                partial=partial,
             )
         except ToolchainError as error:
             if as_json:

@@ -45,6 +45,9 @@ def result_lines(result: BuildResult) -> list[str]:
     lines: list[str] = []
     for target in result.targets:
         report = target.report
+        if target.target in result.kept:
+            lines += [f"{report['target']}: {report['chosen'] or 'NO ENGINE'} (kept: its bundle is up to date)", ""]
+            continue
         lines.append(f"{report['target']}: {report['chosen'] or 'NO ENGINE'} ({report['reason']})")
         offered = [row for row in report["engines"] if row["state"] != "not offered"]
         lines += ["  " + line for line in columns(HEADER, [race_cells(row) for row in offered])]
@@ -61,6 +64,8 @@ def result_lines(result: BuildResult) -> list[str]:
     if result.release:
         state = "unchanged" if result.unchanged else "written"
         lines.append(f"release {shown_path(result.release)} {state}, {result.digest}")
+    if result.dropped:
+        lines.append(f"no longer in the release: {', '.join(result.dropped)}")
     return lines
 
 
