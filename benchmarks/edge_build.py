@@ -45,10 +45,20 @@ def build(folder: Path, profile_name: str, output: Path) -> dict[str, Any]:
     )
     if profile.arch != "x86_64":
         _link_probe(form.engine, linker, output)
-    buffers = form.engine.program.buffers if form.engine is not None else []
-    steps = range(1 + max((buffer.last for buffer in buffers), default=-1))
-    least = max((sum(int(b.size) for b in buffers if b.first <= step <= b.last) for step in steps), default=0)
-    return {"weight_bytes": form.weight_bytes, "arena_bytes": form.arena_bytes, "least_arena_bytes": least}
+    return {
+        "weight_bytes": form.weight_bytes,
+        "arena_bytes": form.arena_bytes,
+        "least_arena_bytes": _least(form.engine) if form.engine is not None else 0,
+    }
+
+
+def _least(engine: Any) -> int:
+    """Bytes that live at once in the busiest step: no arena is smaller."""
+    program, least = engine.program, 0
+    for step, call in enumerate(program.calls):
+        live = sum(int(buffer.size) for buffer in program.buffers if buffer.first <= step <= buffer.last)
+        least = max(least, live + engine.workspaces.get(call.kernel, 0))
+    return least
 
 
 def _link_probe(engine: Any, linker: Any, output: Path) -> None:

@@ -71,7 +71,6 @@ def native(parts: Parts, engine: Engine, threads: int, runs: int, rounds: int) -
         "bare_kb": bare,
         **engine.facts,
         "peak_ratio": above / planned,
-        "peak_ratio_without_inputs": (above - engine.input_bytes) / planned,
         **figures,
     }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 import subprocess
 import sys
@@ -42,12 +41,6 @@ class Engine:
         """Inputs and outputs."""
         contract: dict[str, Any] = json.loads((self.onnx / "contract.json").read_text())
         return contract
-
-    @property
-    def input_bytes(self) -> int:
-        """The caller's arrays, which are neither weights nor arena."""
-        widths = {"float32": 4, "int64": 8}
-        return sum(math.prod(spec["shape"]) * widths[spec["dtype"]] for spec in self.contract["inputs"])
 
     def onnxruntime_arguments(self, library: Path, threads: int, runs: int) -> list[str]:
         """Arguments of the program ``edge_ort``."""

@@ -50,7 +50,7 @@ def native_head(profile: str, threads: int) -> str:
         f"<= {PEAK_GOAL:g} x (weights + arena))\n\n"
         f"{'model':<14}{'precision':<13}{'start to first ms':>19}{'in CPU ms':>16}{'median ms':>18}{'peak MB':>16}"
         f"{'bare MB':>9}{'weights':>9}{'arena':>7}{'least':>7}{'peak/planned':>14}"
-        f"{'(no inputs)':>13}  goals"
+        "  goals"
     )
 
 
@@ -71,7 +71,7 @@ def native_line(row: Mapping[str, Any]) -> str:
         f"{_pair(ours['median_ms'], theirs['median_ms'], 3):>18}"
         f"{_pair(ours['peak_kb'] / 976.5625, theirs['peak_kb'] / 976.5625, 1):>16}{row['bare_kb'] / 976.5625:>9.1f}"
         f"{row['weight_bytes'] / 1e6:>9.2f}{row['arena_bytes'] / 1e6:>7.2f}{row['least_arena_bytes'] / 1e6:>7.2f}"
-        f"{row['peak_ratio']:>14.2f}{row['peak_ratio_without_inputs']:>13.2f}  {_goals(goals)}"
+        f"{row['peak_ratio']:>14.2f}  {_goals(goals)}"
     )
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-ABI = 1
-"""``TC_MODEL_ABI``."""
+ABI = 2
+"""``TC_MODEL_ABI``; engines of earlier versions lack members at the end of their description, none of which is used."""
 
 DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
@@ -207,8 +207,10 @@ def _model_of(path: Path) -> _Model:
         raise NativeError(str(error)) from error
     entry.restype = ctypes.POINTER(_Model)
     model: _Model = entry().contents
-    if model.abi != ABI:
-        raise NativeError(f"it is made for version {model.abi} of the engine interface, this one understands {ABI}")
+    if not 1 <= model.abi <= ABI:
+        raise NativeError(
+            f"it is made for version {model.abi} of the engine interface, this one understands up to {ABI}"
+        )
     return model
 
 

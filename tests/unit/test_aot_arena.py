@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolchain.tvm.aot.arena import ALIGNMENT, place
+from toolchain.tvm.aot.arena import ALIGNMENT, place, place_guests
 
 LIVES = st.tuples(st.integers(0, 20), st.integers(0, 6)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 BUFFERS = st.lists(st.tuples(st.integers(0, 5000), LIVES), max_size=25)
@@ -39,3 +41,27 @@ def test_a_chain_needs_two_buffers() -> None:
     offsets, total = place([1024] * 10, [(i, i + 1) for i in range(10)])
     assert total == 2048
     assert set(offsets) == {0, 1024}
+
+
+@given(BUFFERS, BUFFERS)
+def test_guests_take_room_that_is_free_and_never_more(buffers: list[Any], guests: list[Any]) -> None:
+    sizes, lives = [b[0] for b in buffers], [b[1] for b in buffers]
+    offsets, total = place(sizes, lives)
+    taken = list(zip(offsets, sizes, lives, strict=True))
+    places = place_guests(guests, taken, total)
+    assert len(places) == len(guests)
+    for at, (size, life) in zip(places, guests, strict=True):
+        if at is None:
+            continue
+        assert at % ALIGNMENT == 0
+        assert at + size <= total
+        for other, length, during in taken:
+            if life[0] <= during[1] and during[0] <= life[1]:
+                assert at + size <= other or other + length <= at
+        taken.append((at, size, life))
+
+
+def test_a_guest_that_fits_gets_a_place() -> None:
+    assert place_guests([(512, (0, 0)), (1024, (0, 1)), (64, (0, 0))], [(0, 512, (0, 0)), (0, 1024, (1, 1))], 1024) == [
+        512, None, None,
+    ]  # fmt: skip

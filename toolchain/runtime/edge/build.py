@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ RUNTIME_SOURCES = (
     "json_tree", "layout", "library", "manifest", "numpy", "release", "run", "selftest", "values",
 )  # fmt: skip
 PROGRAM_SOURCES = ("cli_bench", "cli_files", "cli_json", "main")
+WASM = "wasm32"
 HEADERS = ("toolchain_model.h", "toolchain_runtime.h")
 #: Architecture (as ``platform.machine()`` has it) -> zig's processor and the end of its triple for each C library.
 _ZIG = {
@@ -36,14 +38,18 @@ _ZIG = {
     "armv7l": ("arm", "gnueabihf", "musleabihf", ("-mcpu=cortex_a7",)),
     "riscv64": ("riscv64", "gnu", "musl", ()),
 }
-ARCHS = tuple(_ZIG)
+ARCHS = (*_ZIG, WASM)
 _FLAGS = (
     "-std=c11", "-D_GNU_SOURCE", "-Os", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections",
-    "-fno-asynchronous-unwind-tables", "-fno-ident", "-ffile-prefix-map=.=edge", "-w",
+    "-fno-asynchronous-unwind-tables", "-fno-math-errno", "-fno-ident", "-ffile-prefix-map=.=edge", "-w",
     "-Iinclude", "-Isrc",
 )  # fmt: skip
 _LINK_FLAGS = ("-s", "-Wl,--gc-sections", "-Wl,--build-id=none")
-_LIBRARIES = ("-lm", "-ldl", "-pthread")
+_LIBRARIES = ("-Wl,--as-needed", "-lm", "-ldl", "-pthread")
+# Of a WebAssembly module: what whoever embeds it needs beside the functions of toolchain_runtime.h.  zig puts the stack
+# below all data, so that running over its end is a trap.
+_WASM_EXPORTS = ("malloc", "free", "toolchain_model")
+_WASM_LINK_FLAGS = ("-Wl,-z,stack-size=1048576",)
 _TIMEOUT_S = 600
 
 
@@ -84,14 +90,27 @@ def compile_static(arch: str, out: Path) -> None:
     Raises:
         ToolchainError: COMPILE, MISSING_TOOL.
     """
-    command = compiler_command(arch, "musl", "zig")
+    command = compiler_command(arch, static_libc(arch), "zig")
+    runtime, program = _parts(arch)
     with tempfile.TemporaryDirectory(prefix="edge-") as name:
         folder = Path(name)
         _copy_sources(folder)
-        _compile_all(command, [*RUNTIME_SOURCES, *PROGRAM_SOURCES], ["-DTC_STATIC_MODEL"], folder)
+        _compile_all(command, [*runtime, *program], ["-DTC_STATIC_MODEL"], folder)
         out.mkdir(parents=True, exist_ok=True)
-        for source in (*RUNTIME_SOURCES, *PROGRAM_SOURCES):
+        for source in (*runtime, *program):
             _place(folder / f"{source}.o", out / f"{source}.o")
+
+
+def static_libc(arch: str) -> str:
+    """The C library of static executables: ``"musl"``, or ``"wasi"`` for WebAssembly modules."""
+    return "wasi" if arch == WASM else "musl"
+
+
+def _parts(arch: str) -> tuple[list[str], list[str]]:
+    """Names of the sources of the runtime, and of the program."""
+    if arch != WASM:
+        return list(RUNTIME_SOURCES), list(PROGRAM_SOURCES)
+    return [f"{name}_wasm" if name == "host" else name for name in RUNTIME_SOURCES], [*PROGRAM_SOURCES, "module"]
 
 
 def compiler_command(arch: str, libc: str, compiler: str) -> list[str]:
@@ -99,24 +118,29 @@ def compiler_command(arch: str, libc: str, compiler: str) -> list[str]:
 
     Args:
         arch: one of :data:`ARCHS`.
-        libc: ``"glibc"`` or ``"glibc:2.28"`` (the oldest that it must run on), or ``"musl"``.
+        libc: ``"glibc"`` or ``"glibc:2.28"`` (the oldest that it must run on), ``"musl"``, or ``"wasi"`` for wasm32.
         compiler: ``"zig"`` (the package ziglang), ``"cc"`` (for this machine), or a C compiler driver on PATH.
 
     Raises:
         ToolchainError: COMPILE, no such architecture or C library; MISSING_TOOL, the compiler is not installed.
     """
     name, _, oldest = libc.partition(":")
-    if arch not in _ZIG:
+    if arch not in ARCHS:
         raise _error(f"got the architecture {arch!r}; the edge runtime is built for {', '.join(ARCHS)}")
-    if name not in ("glibc", "musl") or (name == "musl" and oldest):
+    if arch == WASM and (libc != "wasi" or compiler not in ("zig", "zig-cc")):
+        raise _error(f"for {arch} it is built by zig with the C library wasi, got {compiler!r} and {libc!r}")
+    if arch != WASM and (name not in ("glibc", "musl") or (name == "musl" and oldest)):
         raise _error(f"got the C library {libc!r}; allowed: glibc, glibc:VERSION, musl")
     if compiler in ("zig", "zig-cc"):
         if importlib.util.find_spec("ziglang") is None:
             raise _missing("the Python package ziglang is not installed", "pip install 'ziglang>=0.13,<0.17'")
+        zig = [sys.executable, "-m", "ziglang", "cc", "-target"]
+        if arch == WASM:
+            return [*zig, "wasm32-wasi", "-mcpu=generic+simd128", "-DTC_NO_THREADS", "-fno-sanitize=undefined"]
         processor, gnu, musl, flags = _ZIG[arch]
         triple = f"{processor}-linux-{gnu if name == 'glibc' else musl}" + (f".{oldest}" if oldest else "")
         # zig's driver turns the undefined-behaviour sanitizer on unless it is told otherwise.
-        return [sys.executable, "-m", "ziglang", "cc", "-target", triple, *flags, "-fno-sanitize=undefined"]
+        return [*zig, triple, *flags, "-fno-sanitize=undefined"]
     if shutil.which(compiler) is None:
         raise _missing(f"the C compiler {compiler!r} is not on PATH", "apt-get install gcc, or take the compiler 'zig'")
     if compiler in ("cc", "gcc") and platform.machine() != arch:
@@ -141,23 +165,24 @@ def build_runner(arch: str, libc: str, compiler: str, out: Path, model: StaticMo
         ToolchainError: COMPILE, with the compiler's words; MISSING_TOOL.
     """
     command = compiler_command(arch, libc, compiler)
-    static = libc == "musl"
+    static = libc in ("musl", "wasi")
+    sources = _parts(arch)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="edge-") as name:
         folder = Path(name)
         _copy_sources(folder)
-        runtime = [f"{source}.o" for source in RUNTIME_SOURCES]
-        program = [f"{source}.o" for source in PROGRAM_SOURCES]
+        runtime, program = ([f"{source}.o" for source in part] for part in sources)
         defines = ["-DTC_STATIC_MODEL"] if model is not None else []
         if model is not None and model.runtime is not None:
             for source in (*runtime, *program):
                 shutil.copyfile(model.runtime / source, folder / source)
         else:
-            _compile_all(command, [*RUNTIME_SOURCES, *PROGRAM_SOURCES], defines, folder)
+            _compile_all(command, [*sources[0], *sources[1]], defines, folder)
         extra = _model_objects(command, model, folder) if model is not None else []
-        link = [*command, *_LINK_FLAGS, *(["-static"] if static else [])]
+        link = [*command, *(_wasm_flags() if arch == WASM else [*_LINK_FLAGS, *(["-static"] if static else [])])]
+        libraries = ["-lm"] if arch == WASM else _LIBRARIES
         # The exports of an engine that is linked in stay inside; nothing opens it.
-        _call([*link, "-o", PROGRAM_NAME, *program, *runtime, *extra, *_LIBRARIES], folder)
+        _call([*link, "-o", PROGRAM_NAME, *program, *runtime, *extra, *libraries], folder)
         names = [PROGRAM_NAME]
         if not static and model is None:
             soname = f"-Wl,-soname,{LIBRARY_NAME}"
@@ -167,6 +192,14 @@ def build_runner(arch: str, libc: str, compiler: str, out: Path, model: StaticMo
             _place(folder / file, out / file)
     headers = tuple(_place(EDGE / "include" / header, out / header) for header in HEADERS)
     return RunnerFiles(out / LIBRARY_NAME if LIBRARY_NAME in names else None, out / PROGRAM_NAME, headers)
+
+
+def _wasm_flags() -> list[str]:
+    header = (EDGE / "include" / "toolchain_runtime.h").read_text()
+    interface = re.findall(r"^TC_API .*?\b(tc_\w+)\(", header, flags=re.MULTILINE)
+    interface.remove("tc_open")  # a module cannot load an engine from a file
+    exports = (*interface, *_WASM_EXPORTS)
+    return ["-s", "-Wl,--gc-sections", *_WASM_LINK_FLAGS, *(f"-Wl,--export={name}" for name in exports)]
 
 
 def _copy_sources(folder: Path) -> None:
@@ -210,7 +243,8 @@ def _place(source: Path, destination: Path) -> Path:
 
 def _call(command: list[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
-    if done.returncode:
+    # WebAssembly's linker only warns of a call with other types than the function's, and puts a trap in its place.
+    if done.returncode or "signature mismatch" in done.stderr:
         lines = (done.stderr or done.stdout).strip().splitlines()
         raise ToolchainError(
             f"the edge runtime cannot be built: {' '.join(command[:5])} ... ended with {done.returncode}",

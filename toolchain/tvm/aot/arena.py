@@ -6,6 +6,11 @@ from collections.abc import Sequence
 
 ALIGNMENT = 64
 
+Life = tuple[int, int]
+"""First and last step, both inclusive."""
+Placed = tuple[int, int, Life]
+"""Offset, size and life of a buffer."""
+
 
 def place(sizes: Sequence[int], lives: Sequence[tuple[int, int]]) -> tuple[list[int], int]:
     """Offsets of buffers, and the size of the block.
@@ -22,20 +27,43 @@ def place(sizes: Sequence[int], lives: Sequence[tuple[int, int]]) -> tuple[list[
         Offsets in bytes, multiples of 64; bytes in all.
     """
     offsets = [0] * len(sizes)
-    placed: list[int] = []
-    total = 0
+    placed: list[Placed] = []
     for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
-        first, last = lives[index]
-        others = [i for i in placed if lives[i][0] <= last and first <= lives[i][1]]
-        offset = 0
-        for other in sorted(others, key=lambda i: offsets[i]):
-            if offset + sizes[index] <= offsets[other]:
-                break
-            offset = max(offset, _aligned(offsets[other] + sizes[other]))
-        offsets[index] = offset
-        placed.append(index)
-        total = max(total, _aligned(offset + sizes[index]))
-    return offsets, total
+        offsets[index] = _lowest(sizes[index], lives[index], placed)
+        placed.append((offsets[index], sizes[index], lives[index]))
+    return offsets, max((_aligned(offset + size) for offset, size, _ in placed), default=0)
+
+
+def place_guests(guests: Sequence[tuple[int, Life]], placed: Sequence[Placed], total: int) -> list[int | None]:
+    """Offsets of further buffers in a block that has been planned, where they fit without making it larger.
+
+    Args:
+        guests: (size, life) of each.
+        placed: what has its place.
+        total: bytes of the block.
+
+    Returns:
+        An offset for each; None where there is no room for it.
+    """
+    taken = list(placed)
+    offsets: list[int | None] = []
+    for size, life in guests:
+        offset = _lowest(size, life, taken)
+        fits = offset + size <= total
+        offsets.append(offset if fits else None)
+        if fits:
+            taken.append((offset, size, life))
+    return offsets
+
+
+def _lowest(size: int, life: Life, placed: Sequence[Placed]) -> int:
+    """The lowest offset at which ``size`` bytes are free during ``life``."""
+    offset = 0
+    for other, taken, _ in sorted(p for p in placed if p[2][0] <= life[1] and life[0] <= p[2][1]):
+        if offset + size <= other:
+            break
+        offset = max(offset, _aligned(other + taken))
+    return offset
 
 
 def _aligned(size: int) -> int:

@@ -22,7 +22,7 @@ PREFIX = "tck_"
 
 _NOT_PACKED = ["tirx.MakePackedAPI", "tirx.FP8StorageLegalize", "tirx.BF16StorageLegalize"]
 _CPU = 1
-_ALLOCATES = ("tirx.TVMBackendAllocWorkspace", "TVMBackendAllocWorkspace")
+_ALLOCATES = "tirx.TVMBackendAllocWorkspace"
 
 
 def kernels_object(module: Any, machine: Machine) -> tuple[bytes, Any]:
@@ -123,7 +123,7 @@ def _allocated(body: Any) -> int:
     sizes: list[Any] = []
 
     def look(call: Any) -> Any:
-        if getattr(call.op, "name", "") in _ALLOCATES:
+        if getattr(call.op, "name", "") == _ALLOCATES:
             sizes.append(call.args[2])
         return call
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -10,10 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolchain.tvm.aot.kernels import kernels_object, scalar_types
+from toolchain.tvm.aot.kernels import kernels_object, scalar_types, workspaces
 from toolchain.tvm.aot.program import Program, read_program
 from toolchain.tvm.aot.text import plan_text
 from toolchain.tvm.blob import write_object
+from toolchain.tvm.elf import read_elf
+from toolchain.tvm.link import WASM
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +30,17 @@ SOURCES = Path(__file__).parents[2] / "runtime" / "edge"
 ENGINE_SOURCES = ("engine.c", "threads.c")
 WEIGHTS = "tc_weights"
 _ALIGNMENT = 64
+_ALIGN_POWER = 6
+
+_OF_LIBC = frozenset(
+    (
+        "__errno_location", "__memcpy_chk", "__sched_cpucount", "__stack_chk_fail", "__tls_get_addr", "calloc", "free",
+        "malloc", "memcmp", "memcpy", "memmove", "memset", "pthread_create", "pthread_join", "pthread_mutex_destroy",
+        "pthread_mutex_init", "pthread_mutex_lock", "pthread_mutex_unlock", "sched_getaffinity", "sched_yield",
+        "sem_destroy", "sem_init", "sem_post", "sem_wait", "sysconf",
+    )
+)  # fmt: skip
+"""What engines take of the C library itself; with any other function libm is loaded too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +51,10 @@ class AheadOfTime:
         program: what runs.
         kernels: the kernels' object file.
         plan: the plan's C source.
-        arena_bytes: bytes of the buffers at static sizes; None: they depend on the dimensions.
+        arena_bytes: bytes of the buffers and work spaces at static sizes; None: they depend on the dimensions.
         weight_bytes: bytes of the constants.
         lowered: the module that the kernels' code was generated from.
+        workspaces: kernel -> bytes that it works in on one thread, beside its arguments.
     """
 
     program: Program
@@ -48,6 +63,7 @@ class AheadOfTime:
     arena_bytes: int | None
     weight_bytes: int
     lowered: Any
+    workspaces: Mapping[str, int]
 
 
 def compile_ahead(
@@ -73,8 +89,9 @@ def compile_ahead(
     program = read_program(module, inputs, outputs)
     kernels, lowered = kernels_object(module, machine)
     offsets, total = _offsets(program.weights)
-    plan, arena = plan_text(program, scalar_types(lowered), offsets, total, limits)
-    return AheadOfTime(program, kernels, plan, arena, total, lowered)
+    works = workspaces(lowered)
+    plan, arena = plan_text(program, scalar_types(lowered), offsets, total, limits, works)
+    return AheadOfTime(program, kernels, plan, arena, total, lowered, works)
 
 
 def _offsets(weights: Sequence[np.ndarray]) -> tuple[list[int], int]:
@@ -87,6 +104,22 @@ def _offsets(weights: Sequence[np.ndarray]) -> tuple[list[int], int]:
 
 def write_weights(engine: AheadOfTime, arch: str, path: Path) -> None:
     """The constants as an object file with one symbol, ``tc_weights``, aligned to 64 bytes."""
+    write_object(_weights(engine).data, arch, path, WEIGHTS, _ALIGNMENT)
+
+
+def _write_wasm_weights(engine: AheadOfTime, linker: Linker, folder: Path) -> None:
+    """The same as ``weights.o`` of a WebAssembly module: its objects are of another format, which LLVM writes."""
+    data = _weights(engine)
+    (folder / "weights.bin").write_bytes(data.data)
+    lines = (
+        f'.section .rodata.{WEIGHTS},"",@', f".globl {WEIGHTS}", f".type {WEIGHTS},@object", f".p2align {_ALIGN_POWER}",
+        f"{WEIGHTS}:", '.incbin "weights.bin"', f".size {WEIGHTS}, {data.nbytes}",
+    )  # fmt: skip
+    (folder / "weights.c").write_text("".join(f"__asm__({json.dumps(line)});\n" for line in lines))
+    linker.compile("weights.c", folder)
+
+
+def _weights(engine: AheadOfTime) -> np.ndarray:
     import numpy as np
 
     offsets, total = _offsets(engine.program.weights)
@@ -94,7 +127,7 @@ def write_weights(engine: AheadOfTime, arch: str, path: Path) -> None:
     for offset, weight in zip(offsets, engine.program.weights, strict=True):
         flat = np.ascontiguousarray(weight).reshape(-1).view(np.uint8)
         block[offset : offset + flat.nbytes] = flat
-    write_object(block.data, arch, path, WEIGHTS, _ALIGNMENT)
+    return block
 
 
 def link_ahead(engine: AheadOfTime, linker: Linker, output: Path) -> None:
@@ -108,7 +141,9 @@ def link_ahead(engine: AheadOfTime, linker: Linker, output: Path) -> None:
         folder = Path(temporary)
         objects = write_objects(engine, linker, folder)
         (folder / "exports.map").write_text("{ global: toolchain_model; local: *; };\n")
-        linker.link(objects, folder, exports="exports.map", threads=True)
+        linker.link(objects, folder, exports="exports.map", threads=True, math=False)
+        if linker.arch != WASM and not _OF_LIBC.issuperset(read_elf(folder / "model.so").undefined):
+            linker.link(objects, folder, exports="exports.map", threads=True)
         os.replace(folder / "model.so", output)
     linker.check_output(output)
 
@@ -119,7 +154,10 @@ def write_objects(engine: AheadOfTime, linker: Linker, folder: Path, *, static: 
     ``static``: for a static executable, with musl as the C library.
     """
     (folder / "kernels.o").write_bytes(engine.kernels)
-    write_weights(engine, linker.arch, folder / "weights.o")
+    if linker.arch == WASM:
+        _write_wasm_weights(engine, linker, folder)
+    else:
+        write_weights(engine, linker.arch, folder / "weights.o")
     for name, content in (*_sources().items(), ("plan.c", engine.plan.encode()), *_engine(linker, static).items()):
         (folder / name).write_bytes(content)
     linker.compile("plan.c", folder, static=static)

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
-from toolchain.tvm.aot.arena import place
+from toolchain.tvm.aot.arena import Placed, place, place_guests
 from toolchain.tvm.aot.kernels import PREFIX
 from toolchain.tvm.aot.program import Call, Program, Tensor, Value
 from toolchain.tvm.aot.sizes import Expression
@@ -27,6 +27,7 @@ def plan_text(
     weights: Sequence[int],
     weight_bytes: int,
     limits: Mapping[str, tuple[int, int | None]],
+    workspaces: Mapping[str, int],
 ) -> tuple[str, int | None]:
     """The C source of ``program``'s plan, and its arena in bytes (None: it depends on the dimensions).
 
@@ -36,17 +37,26 @@ def plan_text(
         weights: offset of each weight from the symbol ``tc_weights``.
         weight_bytes: bytes of all weights.
         limits: dimension -> least and largest size (None: no limit).
+        workspaces: kernel -> bytes that it works in on one thread; at static sizes they lie in the arena too.
     """
     arena = None
+    works: dict[int, tuple[int, int]] = {}
     parts = ['#include "engine.h"\n', _prototypes(program, kernels), _tensors("inputs", program.inputs)]
     parts += [_tensors("outputs", program.outputs), _dims(program, limits), _sizes(program)]
     if program.static:
         lives = [(buffer.first, buffer.last) for buffer in program.buffers]
-        offsets, arena = place([int(buffer.size) for buffer in program.buffers], lives)
+        sizes = [int(buffer.size) for buffer in program.buffers]
+        steps = [step for step, call in enumerate(program.calls) if call.kernel in workspaces]
+        sizes += [workspaces[program.calls[step].kernel] for step in steps]
+        lives += [(step, step) for step in steps]
+        offsets, arena = place(sizes, lives)
+        count = len(program.buffers)
+        works = dict(zip(steps, zip(offsets[count:], sizes[count:], strict=True), strict=True))
+        parts.append(_input_places(program, list(zip(offsets, sizes, lives, strict=True)), arena))
     else:
         offsets = []
         parts.append(_lives(program))
-    parts += [_run(program, kernels, weights, offsets), _model(program, weight_bytes, arena)]
+    parts += [_run(program, kernels, weights, offsets, works), _model(program, weight_bytes, arena)]
     return "\n".join(part for part in parts if part), arena
 
 
@@ -135,13 +145,35 @@ def _lives(program: Program) -> str:
     return f"static const uint32_t first[] = {{{first}}};\nstatic const uint32_t last[] = {{{last}}};\n"
 
 
-def _run(program: Program, kernels: Mapping[str, Sequence[str]], weights: Sequence[int], offsets: Sequence[int]) -> str:
+def _input_places(program: Program, placed: Sequence[Placed], arena: int) -> str:
+    """Where in the arena a caller may leave each input until the last kernel that reads it."""
+    last = [0] * len(program.inputs)
+    for step, call in enumerate(program.calls):
+        for argument in call.arguments:
+            if isinstance(argument, Value) and argument.place == "input":
+                last[argument.index] = step
+    guests = [(int(tensor.size), (0, end)) for tensor, end in zip(program.inputs, last, strict=True)]
+    places = ["TC_NO_PLACE" if place is None else str(place) for place in place_guests(guests, placed, arena)]
+    return f"static const uint64_t input_places[] = {{{', '.join(places) or '0'}}};\n"
+
+
+def _run(
+    program: Program,
+    kernels: Mapping[str, Sequence[str]],
+    weights: Sequence[int],
+    offsets: Sequence[int],
+    works: Mapping[int, tuple[int, int]],
+) -> str:
     lines = ["static int32_t run(const tc_frame *f) {"]
     every = [a for call in program.calls for a in call.arguments if not isinstance(a, Value)]
     declared = _declare(program, every)
     lines += [line.replace("d[", "f->dims[") for line in declared]
-    for call in program.calls:
-        lines.append(_step(call, kernels, weights, offsets if program.static else None))
+    for index, call in enumerate(program.calls):
+        step = _step(call, kernels, weights, offsets if program.static else None)
+        if index in works:
+            offset, size = works[index]
+            step = f"  tc_threads_workspace(TC_ARENA({offset}), {size});\n{step}\n  tc_threads_workspace(NULL, 0);"
+        lines.append(step)
     return "\n".join([*lines, "  return 0;", "}", ""])
 
 
@@ -175,13 +207,14 @@ def _pointer(value: Value, weights: Sequence[int], offsets: Sequence[int] | None
 def _model(program: Program, weight_bytes: int, arena: int | None) -> str:
     dims = "NULL" if program.static else "dims"
     lives = "NULL, NULL" if program.static else "first, last"
+    places = "input_places" if program.static else "NULL"
     return "\n".join(
         [
             "const tc_plan tc_the_plan = {",
             f"  {len(program.inputs)}, {len(program.outputs)}, {len(program.dims)}, {len(program.buffers)},",
             f"  inputs, outputs, {dims}, {lives},",
             f"  UINT64_C({weight_bytes}), UINT64_C({arena or 0}), {int(program.static)},",
-            "  input_bytes, output_bytes, buffer_bytes, output_shape, run,",
+            f"  input_bytes, output_bytes, buffer_bytes, output_shape, run, {places},",
             "};",
             "",
         ]

@@ -13,8 +13,9 @@
 extern "C" {
 #endif
 
-/* Raised whenever a struct or a meaning below changes; toolchain_model()->abi tells which one an engine has. */
-#define TC_MODEL_ABI 1u
+/* Raised whenever a struct or a meaning below changes; toolchain_model()->abi tells which one an engine has.  Members
+ * are only ever added at the end: who understands one version opens engines of all earlier ones. */
+#define TC_MODEL_ABI 2u
 
 /* Every buffer that an engine reads or writes is best aligned so; unaligned ones are copied. */
 #define TC_ALIGNMENT 64u
@@ -87,6 +88,10 @@ typedef struct tc_model {
 
   /* Ends its threads and frees its memory; NULL is allowed. */
   void (*close)(tc_instance *instance);
+
+  /* Since abi 2, may be NULL.  Memory in the arena for an input, which the caller fills before each run and gives to it:
+   * the run uses it for other things once the input was read.  NULL where there is no room for it. */
+  void *(*input_memory)(tc_instance *instance, uint32_t input);
 } tc_model;
 
 /* The engine of this library or executable; never NULL. */

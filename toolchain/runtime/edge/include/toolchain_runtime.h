@@ -115,6 +115,13 @@ TC_API int32_t tc_open(const char *path, const tc_options *options, tc_bundle **
 TC_API int32_t tc_open_linked(const tc_model *model, const char *bundle_json, size_t bytes, const tc_options *options,
                               tc_bundle **bundle);
 
+#ifdef __wasm__
+/* Opens the model of a WebAssembly module, for whoever calls the module's functions instead of running it as a command:
+ * the first call, once for each instance before any other.  Pointers and sizes have 32 bits; malloc and free of the
+ * module give memory for arguments. */
+TC_API int32_t tc_open_module(const tc_options *options, tc_bundle **bundle);
+#endif
+
 /* NULL is allowed. */
 TC_API void tc_close(tc_bundle *bundle);
 
@@ -137,6 +144,12 @@ TC_API int32_t tc_output_shapes(tc_bundle *bundle, const tc_value *inputs, uint3
 /* Runs the model.  Every input and output must be given, in any order if they are named. */
 TC_API int32_t tc_run(tc_bundle *bundle, const tc_value *inputs, uint32_t num_inputs, tc_value *outputs,
                       uint32_t num_outputs);
+
+/* Memory inside the engine where an input of that position may be written, in place of the caller's own: it takes no
+ * memory more, as the run uses it for other things once the input was read.  So it must be filled anew before each run
+ * that gets it.  *bytes is its size.  NULL where the engine has no room for it, or sizes are not fixed; a caller's own
+ * memory always serves as well.  Not while another thread runs the bundle. */
+TC_API void *tc_input_memory(tc_bundle *bundle, uint32_t index, size_t *bytes);
 
 /* Runs the inputs recorded in the bundle and compares the outputs.  checks: NULL, or one for each output. */
 TC_API int32_t tc_self_test(tc_bundle *bundle, tc_output_check *checks, uint32_t num_checks);

@@ -129,12 +129,13 @@ static uint16_t half(double value) {
   if (isnan(value)) return 0x7e00;
   uint16_t sign = signbit(value) ? 0x8000 : 0;
   double size = fabs(value);
-  int exponent;
+  uint64_t all;
   if (size >= 65520) return sign | 0x7c00;
-  frexp(size, &exponent); /* size in [2^(exponent-1), 2^exponent) */
-  int power = size > 0 && exponent - 1 >= -14 ? exponent - 1 : -14;
+  memcpy(&all, &size, sizeof all);
+  int power = (int)(all >> 52) - 1023; /* 2^power <= size < 2^(power + 1), but for numbers far too small */
+  if (power < -14) power = -14;
   /* In units of the last place, rounded by the adder of double: 2^52 leaves no room for a fraction. */
-  volatile double units = ldexp(size, 10 - power) + 4503599627370496.0;
+  volatile double units = size * tcr_power_of_two(10 - power) + 4503599627370496.0;
   uint16_t bits = (uint16_t)(units - 4503599627370496.0);
   return (uint16_t)(sign | (bits + (power > -14 ? (power + 14) * 1024 : 0)));
 }

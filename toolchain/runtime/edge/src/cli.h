@@ -24,12 +24,15 @@ typedef struct cli_run {
   tc_value inputs[CLI_MANY], outputs[CLI_MANY];
   uint32_t num_inputs, num_outputs;
   unsigned char *files[CLI_MANY];
+  bool lent[CLI_MANY]; /* invented inputs in the engine's own memory, which a run overwrites */
   unsigned char *archive;
 } cli_run;
 
 /* Prints "bundle-run: TEXT" and returns the exit code of status. */
 int cli_fail(int32_t status, const char *text);
 int32_t cli_read_inputs(tc_bundle *bundle, const cli_options *options, bool invent, cli_run *run, tcr_problem *problem);
+/* Writes the invented inputs anew that the last run overwrote. */
+void cli_renew_inputs(cli_run *run);
 int32_t cli_make_outputs(tc_bundle *bundle, cli_run *run, tcr_problem *problem);
 int32_t cli_write_outputs(tc_bundle *bundle, const cli_options *options, const cli_run *run, tcr_problem *problem);
 void cli_free(cli_run *run);

@@ -2,7 +2,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#ifndef __wasm__
 #include <sys/resource.h>
+#endif
 #include <time.h>
 
 #include "cli.h"
@@ -26,6 +28,10 @@ static int ascending(const void *one, const void *other) {
   return (a > b) - (a < b);
 }
 
+#ifdef __wasm__
+/* A module's memory only ever grows. */
+static long peak_kb(void) { return (long)__builtin_wasm_memory_size(0) * 64; }
+#else
 /* The largest resident set since the program began, in KiB.  Not ru_maxrss, which an exec hands down. */
 static long peak_kb(void) {
   char line[256];
@@ -37,6 +43,7 @@ static long peak_kb(void) {
   if (peak == 0 && getrusage(RUSAGE_SELF, &usage) == 0) peak = usage.ru_maxrss;
   return peak;
 }
+#endif
 
 /* Weights and arenas of the engines that are open, for the sizes that each ran last. */
 static void memory_of(const tc_bundle *bundle, uint64_t *weights, uint64_t *arenas) {
@@ -55,6 +62,7 @@ int32_t cli_bench(tc_bundle *bundle, const cli_options *options, cli_run *arrays
   int32_t status = cli_read_inputs(bundle, options, true, arrays, problem);
   if (status == TC_OK) status = cli_make_outputs(bundle, arrays, problem);
   for (int i = -options->warmup - 1; i < options->runs && status == TC_OK; i++) {
+    cli_renew_inputs(arrays);
     double start = cli_now_ms();
     status = cli_run_once(bundle, arrays, problem);
     double took = cli_now_ms() - start;
@@ -97,6 +105,7 @@ int32_t cli_turns(tc_bundle *bundle, const cli_options *options, cli_run *arrays
       return tcr_fail(problem, TC_USAGE, "standard input", "", "must be lines 'run N' and 'end', got '%s'", line);
     putchar('[');
     for (long i = 0; i < count; i++) {
+      cli_renew_inputs(arrays);
       start = cli_now_ms();
       status = cli_run_once(bundle, arrays, problem);
       if (status != TC_OK) return status;

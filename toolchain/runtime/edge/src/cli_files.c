@@ -56,23 +56,36 @@ static int32_t read_one(tc_bundle *bundle, const cli_options *options, const tc_
 }
 
 /* Numbers for a measurement: from 0 to 1 for floats, zeros for all else (an index that is always valid). */
+static void invent(const tc_value *value) {
+  uint32_t state = 1;
+  if (value->dtype != TC_FLOAT32) memset(value->data, 0, value->bytes);
+  for (size_t i = 0; value->dtype == TC_FLOAT32 && i < value->bytes / 4; i++) {
+    state = state * 1664525u + 1013904223u;
+    float number = (float)(state >> 8) / 16777216.0f;
+    memcpy((char *)value->data + 4 * i, &number, 4);
+  }
+}
+
+void cli_renew_inputs(cli_run *run) {
+  for (uint32_t i = 0; i < run->num_inputs; i++)
+    if (run->lent[i]) invent(&run->inputs[i]);
+}
+
 static int32_t invent_one(tc_bundle *bundle, const cli_options *options, const tc_tensor_info *info, cli_run *run,
                           uint32_t index, tcr_problem *problem) {
   tcr_array array;
   int32_t status = declared(bundle, options, info, &array, problem);
   if (status != TC_OK) return status;
-  const size_t room = (array.bytes / TC_ALIGNMENT + 1) * TC_ALIGNMENT; /* aligned, or each run would copy it */
-  run->files[index] = aligned_alloc(TC_ALIGNMENT, room);
-  if (run->files[index] == NULL) return tcr_no_memory(problem, array.bytes, info->name);
-  memset(run->files[index], 0, room);
-  uint32_t state = 1;
-  for (size_t i = 0; info->dtype == TC_FLOAT32 && i < array.bytes / 4; i++) {
-    state = state * 1664525u + 1013904223u;
-    float number = (float)(state >> 8) / 16777216.0f;
-    memcpy(run->files[index] + 4 * i, &number, 4);
+  size_t bytes;
+  array.data = tc_input_memory(bundle, index, &bytes);
+  run->lent[index] = array.data != NULL && bytes == array.bytes;
+  if (!run->lent[index]) {
+    const size_t room = (array.bytes / TC_ALIGNMENT + 1) * TC_ALIGNMENT; /* aligned, or each run would copy it */
+    array.data = run->files[index] = aligned_alloc(TC_ALIGNMENT, room);
+    if (array.data == NULL) return tcr_no_memory(problem, array.bytes, info->name);
   }
-  array.data = run->files[index];
   set_value(&run->inputs[index], info, &array);
+  invent(&run->inputs[index]);
   return TC_OK;
 }
 
@@ -86,10 +99,30 @@ static int32_t from_archive(const tcr_bytes *archive, const char *path, const ch
   return status;
 }
 
+/* Before a missing input is told: that is what a wrong name leads to. */
+static int32_t check_names(tc_bundle *bundle, const cli_options *options, tcr_problem *problem) {
+  for (int i = 0; i < options->num_inputs; i++) {
+    char allowed[TCR_TEXT / 2] = "";
+    tcr_text text = {allowed, sizeof allowed, 0};
+    bool known = false;
+    for (uint32_t k = 0; k < tc_num_inputs(bundle) && !known; k++) {
+      tc_tensor_info info = {.size = sizeof info};
+      tc_input(bundle, k, &info);
+      known = named(&options->inputs[i], 1, info.name) != NULL;
+      tcr_append(&text, "%s%s", k ? ", " : "", info.name);
+    }
+    if (!known)
+      return tcr_fail(problem, TC_BAD_INPUT, "--input", "", "the model has no input '%.*s'; it has %s",
+                      (int)strcspn(options->inputs[i], "="), options->inputs[i], allowed);
+  }
+  return TC_OK;
+}
+
 int32_t cli_read_inputs(tc_bundle *bundle, const cli_options *options, bool invent, cli_run *run,
                         tcr_problem *problem) {
   tcr_bytes archive = {NULL, 0};
-  int32_t status = TC_OK;
+  int32_t status = check_names(bundle, options, problem);
+  if (status != TC_OK) return status;
   run->num_inputs = tc_num_inputs(bundle);
   if (run->num_inputs > CLI_MANY) return tcr_fail(problem, TC_USAGE, "", "", "more than %d inputs", CLI_MANY);
   if (options->archive != NULL) status = tcr_read_file(options->archive, PTRDIFF_MAX - 1, &archive, problem);
@@ -113,13 +146,6 @@ int32_t cli_read_inputs(tc_bundle *bundle, const cli_options *options, bool inve
     else
       status = tcr_fail(problem, TC_BAD_INPUT, "inputs", "give it with --input NAME=FILE or --inputs FILE.npz",
                         "input '%s' is missing", info.name);
-  }
-  for (int i = 0; i < options->num_inputs && status == TC_OK; i++) {
-    uint32_t known = 0;
-    for (uint32_t k = 0; k < run->num_inputs; k++) known += named(&options->inputs[i], 1, run->inputs[k].name) != NULL;
-    if (!known)
-      status = tcr_fail(problem, TC_BAD_INPUT, "--input", "bundle-run info lists the inputs",
-                        "the model has no input for '%s'", options->inputs[i]);
   }
   return status;
 }

@@ -88,7 +88,7 @@ static int32_t parse_pad(tcr_tensor *spec, const json_value *pad, const char *wh
   spec->pad = pad->as.number;
   if (spec->dtype >= TC_FLOAT16) return TC_OK;
   /* 2^63: what a double must be below to be an int64. */
-  if (!pad->integer && !(fabs(pad->as.number) < 9223372036854775808.0 && pad->as.number == floor(pad->as.number)))
+  if (!pad->integer && !(fabs(pad->as.number) < 9223372036854775808.0 && pad->as.number == (double)(int64_t)pad->as.number))
     return bad(problem, where, "pad is not of the dtype: input ", spec->name);
   spec->pad_integer = pad->integer ? pad->whole : (int64_t)pad->as.number;
   if (spec->pad_integer < 0 && spec->dtype >= TC_UINT8)

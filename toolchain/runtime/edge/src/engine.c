@@ -4,12 +4,17 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
+typedef struct block {
+  void *memory; /* as malloc gave it */
+  uint8_t *start; /* aligned in it */
+  uint64_t capacity;
+} block;
+
 struct tc_instance {
   atomic_flag running;
   tc_threads *threads;
-  void *memory; /* as malloc gave it; arena is aligned in it */
-  uint8_t *arena;
-  uint64_t capacity; /* bytes of the arena */
+  block arena;
+  block staging; /* copies of what the caller gave unaligned */
   int planned;       /* whether dims, sizes and offsets hold a plan */
   uint64_t arena_bytes;
   int64_t *dims;
@@ -79,47 +84,48 @@ static int32_t plan_for(tc_instance *instance, const int64_t *dims) {
   return TC_MODEL_OK;
 }
 
-/* Grows the arena to hold bytes. */
-static int32_t reserve(tc_instance *instance, uint64_t bytes) {
-  if (bytes <= instance->capacity && instance->memory != NULL) return TC_MODEL_OK;
+/* Lets the block hold bytes; what is in it is lost where it grows. */
+static int32_t reserve(block *block, uint64_t bytes) {
+  if (bytes <= block->capacity && block->memory != NULL) return TC_MODEL_OK;
   if (bytes > SIZE_MAX - TC_ALIGNMENT) return TC_MODEL_NO_MEMORY;
-  free(instance->memory);
-  instance->capacity = 0;
-  instance->memory = malloc((size_t)bytes + TC_ALIGNMENT);
-  if (instance->memory == NULL) return TC_MODEL_NO_MEMORY;
-  instance->arena = tc_aligned(instance->memory);
-  instance->capacity = bytes;
+  free(block->memory);
+  block->capacity = 0;
+  block->memory = malloc((size_t)bytes + TC_ALIGNMENT);
+  if (block->memory == NULL) return TC_MODEL_NO_MEMORY;
+  block->start = tc_aligned(block->memory);
+  block->capacity = bytes;
   return TC_MODEL_OK;
 }
 
 static int is_aligned(const void *pointer) { return ((uintptr_t)pointer & (TC_ALIGNMENT - 1)) == 0; }
 
-/* Gives the kernels the caller's buffers, and room behind the arena in place of those that are not aligned. */
+/* Gives the kernels the caller's buffers, and memory of the instance's in place of those that are not aligned. */
 static int32_t stage(tc_instance *instance, const void *const *inputs, void *const *outputs) {
   const tc_plan *plan = &tc_the_plan;
   const uint64_t *input_bytes = instance->sizes + plan->num_buffers;
   const uint64_t *output_bytes = input_bytes + plan->num_inputs;
-  uint64_t total = instance->arena_bytes;
+  uint64_t total = 0;
   for (uint32_t i = 0; i < plan->num_inputs; i++)
     if (!is_aligned(inputs[i])) total = aligned(total) + input_bytes[i];
   for (uint32_t i = 0; i < plan->num_outputs; i++)
     if (!is_aligned(outputs[i])) total = aligned(total) + output_bytes[i];
-  const int32_t status = reserve(instance, total);
+  int32_t status = reserve(&instance->arena, instance->arena_bytes);
+  if (status == TC_MODEL_OK && total > 0) status = reserve(&instance->staging, total);
   if (status != TC_MODEL_OK) return status;
-  uint64_t at = instance->arena_bytes;
+  uint64_t at = 0;
   for (uint32_t i = 0; i < plan->num_inputs; i++) {
     instance->inputs[i] = inputs[i];
     if (is_aligned(inputs[i])) continue;
     at = aligned(at);
-    memcpy(instance->arena + at, inputs[i], (size_t)input_bytes[i]);
-    instance->inputs[i] = instance->arena + at;
+    memcpy(instance->staging.start + at, inputs[i], (size_t)input_bytes[i]);
+    instance->inputs[i] = instance->staging.start + at;
     at += input_bytes[i];
   }
   for (uint32_t i = 0; i < plan->num_outputs; i++) {
     instance->outputs[i] = outputs[i];
     if (is_aligned(outputs[i])) continue;
     at = aligned(at);
-    instance->outputs[i] = instance->arena + at;
+    instance->outputs[i] = instance->staging.start + at;
     at += output_bytes[i];
   }
   return TC_MODEL_OK;
@@ -130,7 +136,7 @@ static int32_t run_once(tc_instance *instance, const int64_t *dims, const void *
   int32_t status = plan_for(instance, dims);
   if (status == TC_MODEL_OK) status = stage(instance, inputs, outputs);
   if (status != TC_MODEL_OK) return status;
-  const tc_frame frame = {instance->inputs, instance->outputs, instance->arena, instance->offsets, dims};
+  const tc_frame frame = {instance->inputs, instance->outputs, instance->arena.start, instance->offsets, dims};
   tc_threads_use(instance->threads);
   const int32_t failed = plan->run(&frame);
   tc_threads_use(NULL);
@@ -151,7 +157,8 @@ static int32_t run(tc_instance *instance, const int64_t *dims, const void *const
 static void close_instance(tc_instance *instance) {
   if (instance == NULL) return;
   tc_threads_stop(instance->threads);
-  free(instance->memory);
+  free(instance->arena.memory);
+  free(instance->staging.memory);
   free(instance->dims);
   free(instance->offsets);
   free(instance->sizes);
@@ -177,13 +184,20 @@ static int32_t open_instance(int32_t threads, tc_instance **result) {
   if (!instance->dims || !instance->offsets || !instance->sizes || !instance->inputs || !instance->outputs ||
       !instance->threads)
     status = TC_MODEL_NO_MEMORY;
-  if (status == TC_MODEL_OK && plan->is_static) status = reserve(instance, plan->arena_bytes);
+  if (status == TC_MODEL_OK && plan->is_static) status = reserve(&instance->arena, plan->arena_bytes);
   if (status != TC_MODEL_OK) {
     close_instance(instance);
     return status;
   }
   *result = instance;
   return TC_MODEL_OK;
+}
+
+/* Of static sizes alone: their arena stays where it is. */
+static void *input_memory(tc_instance *instance, uint32_t input) {
+  const tc_plan *plan = &tc_the_plan;
+  if (plan->input_places == NULL || input >= plan->num_inputs) return NULL;
+  return plan->input_places[input] == TC_NO_PLACE ? NULL : instance->arena.start + plan->input_places[input];
 }
 
 /* Bytes of the arena for these dimensions; 0 when there is no memory to find out. */
@@ -226,6 +240,7 @@ const tc_model *toolchain_model(void) {
   model.open = open_instance;
   model.run = run;
   model.close = close_instance;
+  model.input_memory = input_memory;
   model.abi = TC_MODEL_ABI;
   return &model;
 }

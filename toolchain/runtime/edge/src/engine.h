@@ -17,6 +17,8 @@ typedef struct tc_frame {
   const int64_t *dims;
 } tc_frame;
 
+#define TC_NO_PLACE UINT64_MAX
+
 /* A model, as the compiler writes it. */
 typedef struct tc_plan {
   uint32_t num_inputs, num_outputs, num_dims, num_buffers;
@@ -33,6 +35,7 @@ typedef struct tc_plan {
   void (*buffer_bytes)(const int64_t *dims, uint64_t *bytes);
   void (*output_shape)(uint32_t output, const int64_t *dims, int64_t *shape);
   int32_t (*run)(const tc_frame *frame);
+  const uint64_t *input_places; /* offsets in the arena that are free while each input is read; NULL: unknown */
 } tc_plan;
 
 extern const tc_plan tc_the_plan;
@@ -65,6 +68,9 @@ typedef struct tc_threads tc_threads;
  * or the system gives no more threads. */
 tc_threads *tc_threads_start(int32_t count);
 void tc_threads_stop(tc_threads *threads);
+
+/* Memory that the next kernel may work in on this thread, which runs the plan. */
+void tc_threads_workspace(void *memory, uint64_t bytes);
 
 /* Lets the kernels that this thread calls next use these threads; NULL ends it. */
 void tc_threads_use(tc_threads *threads);

@@ -105,9 +105,9 @@ static int32_t aot_open(tcr_engine *engine, const char *path, const char *name, 
   int32_t status = engine->model == NULL ? load(engine, path, name, problem) : TC_OK;
   if (status != TC_OK) return status;
   const tc_model *model = engine->model;
-  if (model->abi != TC_MODEL_ABI)
+  if (model->abi < 1 || model->abi > TC_MODEL_ABI)
     return tcr_fail(problem, TC_NO_ENGINE, name, "use the runtime inside the bundle",
-                    "is an engine of interface %u, this runtime takes %u", model->abi, TC_MODEL_ABI);
+                    "is an engine of interface %u, this runtime takes up to %u", model->abi, TC_MODEL_ABI);
   engine->input_of = calloc((size_t)model->num_inputs + 1, sizeof *engine->input_of);
   engine->output_of = calloc((size_t)model->num_outputs + 1, sizeof *engine->output_of);
   engine->dim_of = calloc((size_t)model->num_dims + 1, sizeof *engine->dim_of);
@@ -140,6 +140,14 @@ static int32_t aot_run(tcr_engine *engine, const int64_t *sizes, const void *con
   return of_model_status(model->run(engine->instance, engine->dims, engine->in, engine->out), problem);
 }
 
+static void *aot_input_memory(const tcr_engine *engine, uint32_t input) {
+  const tc_model *model = engine->model;
+  if (model->abi < 2 || model->input_memory == NULL) return NULL;
+  for (uint32_t i = 0; i < model->num_inputs; i++)
+    if (engine->input_of[i] == input) return model->input_memory(engine->instance, i);
+  return NULL;
+}
+
 static void aot_close(tcr_engine *engine) {
   if (engine->instance != NULL) engine->model->close(engine->instance);
   free(engine->input_of);
@@ -151,4 +159,4 @@ static void aot_close(tcr_engine *engine) {
   if (engine->library != NULL) dlclose(engine->library);
 }
 
-const tcr_engine_ops tcr_aot = {"aot", aot_open, aot_output_shape, aot_run, aot_close};
+const tcr_engine_ops tcr_aot = {"aot", aot_open, aot_output_shape, aot_run, aot_close, aot_input_memory};

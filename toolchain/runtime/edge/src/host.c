@@ -24,6 +24,7 @@
 #error "this architecture has no host checks yet: add its name, its ELF machine and its features"
 #endif
 
+const char *tcr_host_os(void) { return "linux"; }
 const char *tcr_host_arch(void) { return ARCH; }
 
 bool tcr_is_host_arch(const char *name) {

@@ -102,6 +102,24 @@ static int32_t enter(tc_bundle *bundle, tcr_problem *problem) {
   return TC_OK;
 }
 
+/* Of one engine that is open, and for the one size that it takes: with several the caller can't know which one runs. */
+void *tc_input_memory(tc_bundle *bundle, uint32_t index, size_t *bytes) {
+  int64_t shape[TC_MAX_RANK];
+  if (bytes != NULL) *bytes = 0;
+  if (bundle == NULL || bytes == NULL || index >= bundle->contract->num_inputs || bundle->num_variants != 1) return NULL;
+  const tcr_engine *engine = &bundle->engines[0];
+  const tcr_tensor *spec = &bundle->contract->inputs[index];
+  if (engine->ops == NULL || engine->ops->input_memory == NULL) return NULL;
+  for (int32_t axis = 0; axis < spec->rank; axis++) {
+    shape[axis] = spec->shape[axis] >= 0 ? spec->shape[axis] : engine->fixed[-(spec->shape[axis] + 1)];
+    if (shape[axis] == 0 && spec->shape[axis] < 0) return NULL;
+  }
+  if (!tcr_bytes_of(spec->dtype, spec->rank, shape, bytes)) return NULL;
+  void *memory = engine->ops->input_memory(engine, index);
+  if (memory == NULL) *bytes = 0;
+  return memory;
+}
+
 static int32_t run(tc_bundle *bundle, const tc_value *inputs, uint32_t num_inputs, tc_value *outputs,
                    uint32_t num_outputs, bool execute) {
   tcr_problem problem = {TC_OK, ""};

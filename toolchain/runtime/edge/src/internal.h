@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "json.h"
 #include "toolchain_runtime.h"
@@ -14,6 +15,14 @@
 #define TCR_DIGEST 71 /* "sha256:" and 64 digits */
 #define TCR_PATH 4096
 #define TCR_MAX_ELEMENTS ((uint64_t)PTRDIFF_MAX)
+
+/* 2^power, of -1022 to 1023.  Not ldexp: libm takes 0.3 MB of a process that needs nothing else of it. */
+static inline double tcr_power_of_two(int power) {
+  const uint64_t bits = (uint64_t)(1023 + power) << 52;
+  double value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
 
 /* A failure on its way to the caller. */
 typedef struct tcr_problem {
@@ -49,7 +58,8 @@ extern const uint32_t tcr_sha256_constants[64];
 /* The processor's own instructions for it, or NULL. */
 void (*tcr_sha256_fast(void))(uint32_t *, const uint8_t *, size_t);
 
-/* host.c: the machine in the words of /proc/cpuinfo. */
+/* host.c, host_wasm.c: the machine in the words of /proc/cpuinfo. */
+const char *tcr_host_os(void);
 const char *tcr_host_arch(void);
 bool tcr_is_host_arch(const char *name);
 int tcr_host_elf_machine(void);
@@ -167,6 +177,8 @@ typedef struct tcr_engine_ops {
   int32_t (*run)(tcr_engine *engine, const int64_t *sizes, const void *const *inputs, void *const *outputs,
                  tcr_problem *problem);
   void (*close)(tcr_engine *engine);
+  /* Memory of its own for an input of the contract, filled anew before each run; NULL where there is none. */
+  void *(*input_memory)(const tcr_engine *engine, uint32_t input);
 } tcr_engine_ops;
 
 struct tcr_engine {

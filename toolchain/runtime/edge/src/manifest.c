@@ -157,8 +157,8 @@ int tcr_incompatibilities(const json_value *requirements, bool linked, tcr_text 
   const char *cuda = json_text(json_get(requirements, "cuda_arch"));
   const json_value *features = json_get(requirements, "cpu_features");
   int found = 0, missing = 0;
-  if (strcmp(os, "linux") != 0) {
-    tcr_append(text, "\n  needs operating system %s, this machine runs linux", os);
+  if (strcmp(os, tcr_host_os()) != 0) {
+    tcr_append(text, "\n  needs operating system %s, this machine runs %s", os, tcr_host_os());
     found++;
   }
   if (!tcr_is_host_arch(arch)) {

@@ -177,9 +177,9 @@ static double of_half(uint16_t bits) {
   if (exponent == 31)
     value = value != 0 ? NAN : INFINITY;
   else if (exponent == 0)
-    value = ldexp(value, -24);
+    value *= tcr_power_of_two(-24);
   else
-    value = ldexp(value + 1024, exponent - 25);
+    value = (value + 1024) * tcr_power_of_two(exponent - 25);
   return bits >> 15 ? -value : value;
 }
 

@@ -36,8 +36,8 @@ int TVMBackendFreeWorkspace(int device_type, int device_id, void *pointer);
 int TVMFFIEnvModRegisterSystemLibSymbol(const char *name, void *symbol);
 void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int32_t count);
 
-/* Blocks of memory that a thread's kernels work in.  A freed one is kept for the next kernel, so that after the first
- * run nothing is allocated. */
+/* Blocks of memory that a thread's kernels work in: for the caller's thread in the arena, where sizes are static; else
+ * a freed one is kept for the next kernel, so that after the first run nothing is allocated. */
 #define SLOTS 8
 
 typedef struct {
@@ -49,6 +49,11 @@ typedef struct {
 
 typedef struct {
   slot slots[SLOTS];
+  /* What the plan sets aside in the arena for the kernel that runs: a stack. */
+  uint8_t *planned[SLOTS + 1]; /* where each block begins, and the first free byte */
+  int blocks;
+  int freed[SLOTS];
+  uint8_t *planned_end;
 } workspace;
 
 struct tc_threads {
@@ -94,6 +99,31 @@ void tc_threads_use(tc_threads *threads) {
     for (int j = 0; j < SLOTS; j++) threads->workspaces[i].slots[j].used = 0;
   current = threads;
   scratch = threads == NULL ? NULL : &threads->workspaces[0];
+  if (scratch != NULL) tc_threads_workspace(NULL, 0);
+}
+
+void tc_threads_workspace(void *memory, uint64_t bytes) {
+  scratch->planned[0] = memory;
+  scratch->planned_end = (uint8_t *)memory + bytes;
+  scratch->blocks = 0;
+}
+
+static void *planned_block(uint64_t bytes) {
+  uint8_t *const at = scratch->planned[scratch->blocks];
+  const uint64_t taken = (bytes + (TC_ALIGNMENT - 1)) & ~(uint64_t)(TC_ALIGNMENT - 1);
+  if (at == NULL || scratch->blocks == SLOTS || taken > (uint64_t)(scratch->planned_end - at)) return NULL;
+  scratch->freed[scratch->blocks++] = 0;
+  scratch->planned[scratch->blocks] = at + taken;
+  return at;
+}
+
+static int free_planned(const void *pointer) {
+  int block = scratch->blocks - 1;
+  while (block >= 0 && scratch->planned[block] != pointer) block--;
+  if (block < 0) return 0;
+  scratch->freed[block] = 1;
+  while (scratch->blocks > 0 && scratch->freed[scratch->blocks - 1]) scratch->blocks--;
+  return 1;
 }
 
 #ifndef TC_NO_THREADS
@@ -285,6 +315,8 @@ int TVMBackendParallelBarrier(int task, parallel_env *env) {
 void *TVMBackendAllocWorkspace(int device_type, int device_id, uint64_t bytes, int code, int bits) {
   (void)device_type, (void)device_id, (void)code, (void)bits;
   if (scratch == NULL || bytes > SIZE_MAX - TC_ALIGNMENT) return NULL;
+  void *const planned = planned_block(bytes);
+  if (planned != NULL) return planned;
   slot *best = NULL;
   for (int i = 0; i < SLOTS; i++) { /* the smallest free one that is large enough, else the largest free one */
     slot *each = &scratch->slots[i];
@@ -309,6 +341,7 @@ void *TVMBackendAllocWorkspace(int device_type, int device_id, uint64_t bytes, i
 
 int TVMBackendFreeWorkspace(int device_type, int device_id, void *pointer) {
   (void)device_type, (void)device_id;
+  if (scratch != NULL && free_planned(pointer)) return 0;
   for (int i = 0; scratch != NULL && i < SLOTS; i++)
     if (scratch->slots[i].used && scratch->slots[i].start == pointer) {
       scratch->slots[i].used = 0;
