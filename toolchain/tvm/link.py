@@ -20,19 +20,22 @@ from typing import Any
 
 from toolchain.errors import ExitCode, ToolchainError
 
+WASM = "wasm32"
 _COMMON = ("-shared", "-s", "--build-id=none", "--gc-sections")
 _LLD_EMULATION = {"x86_64": "elf_x86_64", "aarch64": "aarch64linux"}
 _ZIG_TRIPLE = {
     "x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu", "armv7l": "arm-linux-gnueabihf",
-    "riscv64": "riscv64-linux-gnu",
+    "riscv64": "riscv64-linux-gnu", WASM: "wasm32-wasi",
 }  # fmt: skip
-_ZIG_CPU = {"armv7l": ("-mcpu=cortex_a7",)}
+_ZIG_CPU = {"armv7l": ("-mcpu=cortex_a7",), WASM: ("-mcpu=generic+simd128",)}
 """The least processor of an architecture that code of ours is for; zig's own choice lacks NEON."""
 # zig's driver turns the undefined-behaviour sanitizer on unless it is told otherwise.
 _C_FLAGS = (
     "-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections",
     "-fno-sanitize=undefined", "-w", "-I.",
 )  # fmt: skip
+# WebAssembly modules are no libraries that another program loads, and have one thread.
+_WASM_C_FLAGS = (*(flag for flag in _C_FLAGS if flag != "-fPIC"), "-DTC_NO_THREADS")
 _TIMEOUT_S = 300
 
 
@@ -44,8 +47,8 @@ class Linker:
         name: ``"cc"`` (this machine's C compiler), ``"zig"`` (lld from the ziglang package, against stubs
             that name libc and libm without versions), ``"zig-cc"`` (zig's C compiler with the profile's
             glibc), or the name of a C compiler driver on PATH, e.g. ``"aarch64-linux-gnu-gcc"``.
-        arch: ``"x86_64"``, ``"aarch64"``, ``"armv7l"`` or ``"riscv64"``; the last two with ``"zig-cc"`` or a cross
-            compiler, as their code calls functions of the compiler's run-time.
+        arch: ``"x86_64"``, ``"aarch64"``, ``"armv7l"``, ``"riscv64"`` or ``"wasm32"``; of these the last three with
+            ``"zig-cc"`` or a cross compiler, as their code calls functions of the compiler's run-time.
         libc_min: lowest glibc that the library must load on, e.g. ``"2.28"``; "" for no limit.
     """
 
@@ -99,9 +102,12 @@ class Linker:
         driver = self._zig_cc() if self.name == "zig" else self._driver()
         if static:
             driver = self._zig_musl()
-        self._call([*driver, *_C_FLAGS, "-c", source, "-o", source.removesuffix(".c") + ".o"], folder)
+        flags = _WASM_C_FLAGS if self.arch == WASM else _C_FLAGS
+        self._call([*driver, *flags, "-c", source, "-o", source.removesuffix(".c") + ".o"], folder)
 
-    def link(self, objects: list[str], folder: Path, exports: str = "", *, threads: bool = False) -> None:
+    def link(
+        self, objects: list[str], folder: Path, exports: str = "", *, threads: bool = False, math: bool = True
+    ) -> None:
         """Links ``objects`` (names inside ``folder``) to ``folder / "model.so"``.
 
         Args:
@@ -109,6 +115,7 @@ class Linker:
             folder: where they are.
             exports: a version script in the folder that says which symbols others may use; "": all.
             threads: whether the objects start threads.
+            math: whether the output names libm; a process that loads it for nothing takes 0.3 MB more.
 
         Raises:
             ToolchainError: COMPILE with the linker's message.
@@ -116,16 +123,22 @@ class Linker:
         if self.name == "zig":
             lld = [sys.executable, "-m", "ziglang", "ld.lld", "-m", _LLD_EMULATION[self.arch]]
             script = ["--version-script", exports] if exports else []
-            stubs = self._stubs([*lld, "-soname"], "empty.ld", folder, threads=threads)
+            stubs = self._stubs([*lld, "-soname"], "empty.ld", folder, threads=threads, math=math)
             self._call([*lld, *_COMMON, *script, "-o", "model.so", *objects, *stubs], folder)
+            return
+        if self.arch == WASM:
+            # A module without a start function that offers the engine: all that must be there is.
+            flags = ["-mexec-model=reactor", "-s", "-Wl,--gc-sections,--export=toolchain_model"]
+            self._call([*self._driver(), *flags, "-o", "model.so", *objects, "-lm"], folder)
             return
         flags = ["-shared", "-s", "-Wl,--build-id=none,--gc-sections"]
         flags += [f"-Wl,--version-script={exports}"] if exports else []
-        libraries = ["-lm"]
+        libraries = ["-lm"] if math else []
         if self.name != "zig-cc" and threads:
             # This machine's glibc would bind the library to its own, newer versions of the functions for threads.
             flags += ["-nostdlib", "-Wl,--no-as-needed"]
-            libraries = self._stubs([*self._driver(), "-nostdlib", "-Wl,-soname"], "empty.c", folder, threads=threads)
+            bare = [*self._driver(), "-nostdlib", "-Wl,-soname"]
+            libraries = self._stubs(bare, "empty.c", folder, threads=threads, math=math)
         self._call([*self._driver(), *flags, "-o", "model.so", *objects, *libraries], folder)
 
     def link_static(self, objects: list[str], folder: Path, output: str) -> None:
@@ -136,9 +149,9 @@ class Linker:
         """
         self._call([*self._zig_musl(), "-static", "-s", "-Wl,--gc-sections", "-o", output, *objects, "-lm"], folder)
 
-    def _stubs(self, linker: list[str], source: str, folder: Path, *, threads: bool) -> list[str]:
+    def _stubs(self, linker: list[str], source: str, folder: Path, *, threads: bool, math: bool) -> list[str]:
         """Empty libraries that stand for libm and libc, so that the output names them, without versions."""
-        libraries = {"libm": "libm.so.6", "libc": "libc.so.6"}
+        libraries = {"libc": "libc.so.6"} | ({"libm": "libm.so.6"} if math else {})
         if threads:  # in glibc before 2.34 they are a library of their own
             libraries["libpthread"] = "libpthread.so.0"
         (folder / source).write_text("")
@@ -149,7 +162,7 @@ class Linker:
         return [f"{library}.so" for library in libraries]
 
     def _zig_cc(self) -> list[str]:
-        triple = _ZIG_TRIPLE[self.arch] + (f".{self.libc_min}" if self.libc_min else "")
+        triple = _ZIG_TRIPLE[self.arch] + (f".{self.libc_min}" if self.libc_min and self.arch != WASM else "")
         return [sys.executable, "-m", "ziglang", "cc", "-target", triple, *_ZIG_CPU.get(self.arch, ())]
 
     def _zig_musl(self) -> list[str]:
@@ -165,6 +178,8 @@ class Linker:
         """Raises ToolchainError COMPILE if it is for another machine, or demands a newer glibc than is promised."""
         from toolchain.tvm.elf import glibc_newer_than, read_elf
 
+        if self.arch == WASM:
+            return
         info = read_elf(library)
         if info.machine != self.arch:
             raise _error(f"linker {self.name!r} made a library for {info.machine}, not for {self.arch}")
@@ -177,7 +192,8 @@ class Linker:
 
     def _call(self, command: list[str], folder: Path) -> None:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
-        if done.returncode:
+        # WebAssembly's linker only warns of a call with other types than the function's, and puts a trap in its place.
+        if done.returncode or "signature mismatch" in done.stderr:
             lines = (done.stderr or done.stdout).strip().splitlines()
             raise ToolchainError(
                 f"linker {self.name!r} failed with status {done.returncode} for {self.arch}",
