@@ -53,6 +53,11 @@ CPUINFO_NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         name: (name,)
         for name in (*"imafdcv", "zba", "zbb", "zbc", "zbs", "zicond", "zfh", "zfhmin", "zvfh", "zcb")
     },
+    # The proposals that a WebAssembly engine may lack, in LLVM's own names; /proc/cpuinfo has none of them.
+    "wasm32": {
+        name: (name,)
+        for name in ("bulk-memory", "multivalue", "nontrapping-fptoint", "relaxed-simd", "sign-ext", "simd128")
+    },
 }  # fmt: skip
 
 # Further /proc/cpuinfo names that a profile may ask for although LLVM never emits them unasked.
@@ -63,6 +68,7 @@ _OTHER_CPUINFO_NAMES: Mapping[str, str] = {
     "sveaes svepmull svebitperm svesha3 svesm4 svei8mm svebf16 svef32mm svef64mm bti mte rng sme sme2 afp rpres",
     "armv7l": "swp half thumb fastmult java thumbee tls lpae evtstrm vfpv3d16 aes pmull sha1 sha2 crc32 sb ssbs",
     "riscv64": "h zicsr zifencei zihintpause zicbom zicboz sstc svinval svnapot svpbmt",
+    "wasm32": "",
 }
 
 

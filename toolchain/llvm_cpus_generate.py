@@ -16,9 +16,11 @@ from toolchain.llvm_cpus import CPUINFO_NAMES, DATA_FILE
 
 _TRIPLES = {
     "x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu", "armv7l": "armv7l-linux-gnueabihf",
-    "riscv64": "riscv64-linux-gnu",
+    "riscv64": "riscv64-linux-gnu", "wasm32": "wasm32-unknown-wasi",
 }  # fmt: skip
-_BASE_CPU = {"x86_64": "x86-64", "aarch64": "generic", "armv7l": "generic", "riscv64": "generic-rv64"}
+_BASE_CPU = {
+    "x86_64": "x86-64", "aarch64": "generic", "armv7l": "generic", "riscv64": "generic-rv64", "wasm32": "mvp",
+}  # fmt: skip
 _OTHER_WIDTH = {"armv7l": "mclass", "riscv64": "32bit"}
 """A feature of the processors that LLVM lists for the triple although they don't run its code."""
 _HELP = """

@@ -1,9 +1,10 @@
-"""The stages that make a static executable of an engine ahead of time."""
+"""The stages that make a static executable, or a WebAssembly module, of an engine ahead of time."""
 
 from __future__ import annotations
 
 from toolchain.errors import ExitCode
 from toolchain.plan_shared import Maker
+from toolchain.runtime.edge.build import static_libc
 from toolchain.stages import link_static, runner
 from toolchain.target import TargetProfile
 
@@ -15,7 +16,7 @@ def add_link(maker: Maker, profile: TargetProfile, compiled: str, checked: str) 
     """
     recipe, runtime = maker.recipe, f"runtime@{profile.name}"
     if runtime not in {node.id for node in maker.nodes}:
-        made = runner.Options(profile.arch, "musl", "zig", static=True)
+        made = runner.Options(profile.arch, static_libc(profile.arch), "zig", static=True)
         maker.add(runtime, runner.STAGE, made, {}, failure=ExitCode.COMPILE, target=profile.name)
     options = link_static.Options(
         arch=profile.arch,

@@ -29,9 +29,9 @@ class TargetProfile(Section):
     schema_version: SchemaNumber = Field(alias="schema", description="format of the file: 1")
     name: Name = Field(description="name of the profile")
     description: str = Field("", description="what the profile is for")
-    os: Literal["linux"] = Field(description="operating system: 'linux'")
-    arch: Literal["x86_64", "aarch64", "armv7l", "riscv64"] = Field(
-        description="'x86_64', 'aarch64', 'armv7l' (32-bit, hard float) or 'riscv64'"
+    os: Literal["linux", "wasi"] = Field(description="operating system: 'linux', or 'wasi' for WebAssembly")
+    arch: Literal["x86_64", "aarch64", "armv7l", "riscv64", "wasm32"] = Field(
+        description="'x86_64', 'aarch64', 'armv7l' (32-bit, hard float), 'riscv64' or 'wasm32'"
     )
     kind: Literal["cpu", "cuda"] = Field(description="'cpu' or 'cuda'")
     cpu: Cpu = Field(description="a table with model, vector_bits, registers, l1d_kib, l2_kib")
@@ -63,7 +63,7 @@ class TargetProfile(Section):
     @property
     def without_wheels(self) -> tuple[Backend, ...]:
         """The backends whose libraries nobody builds for the architecture, so that they are never offered."""
-        return ("onnxruntime",) if self.arch in target_checks.SMALL else ()
+        return ("onnxruntime",) if self.arch in target_checks.AHEAD_ONLY else ()
 
     def llvm(self) -> LlvmTarget:
         """The LLVM target of the processor: TVM's target, or its host part for a GPU.
@@ -113,6 +113,8 @@ class TargetProfile(Section):
         values = {key: value for key, value in every.items() if value not in (None, [])}
         if isinstance(part, LlvmTarget) and self.cpu.cores:
             values["num-cores"] = self.cpu.cores
+        if isinstance(part, LlvmTarget) and self.arch == "wasm32":
+            values["vector-width"] = self.cpu.vector_bits  # TVM would assume the same, and say so in each compilation
         return values
 
 

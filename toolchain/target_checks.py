@@ -16,7 +16,7 @@ Raw = Mapping[str, Any]
 
 def sense_problems(raw: Raw) -> list[Problem]:
     """Mistakes that only show when a profile's tables are seen together; ``raw`` is already merged."""
-    found = [*_kind(raw), *_numerics(raw), *_small(raw), *_static(raw)]
+    found = [*_kind(raw), *_numerics(raw), *_small(raw), *_wasm(raw), *_static(raw)]
     arch = raw.get("arch")
     if isinstance(arch, str) and arch in CPUINFO_NAMES:
         found += [*_cpu(raw, arch), *_llvm(raw, arch)]
@@ -71,6 +71,25 @@ SMALL = {"armv7l": ("mfloat-abi", "hard"), "riscv64": ("mabi", "lp64d")}
 """Architectures that only engines ahead of time run on, and the calling convention that their target must name."""
 
 
+AHEAD_ONLY = (*SMALL, "wasm32")
+"""All architectures that only engines ahead of time run on."""
+
+
+def _wasm(raw: Raw) -> Iterator[Problem]:
+    """WebAssembly has an operating system and a C library of its own, and no others have them."""
+    arch, abi, linker = raw.get("arch"), _table(raw, "runtime", "abi"), _table(raw, "tvm").get("linker")
+    if not isinstance(arch, str):
+        return
+    module = arch == "wasm32"
+    if raw.get("os") in ("linux", "wasi") and (raw["os"] == "wasi") != module:
+        yield problem(("os",), raw["os"], f"'{'wasi' if module else 'linux'}', as the profile's arch is '{arch}'")
+    if abi and (abi.get("libc", "glibc") == "wasi") != module:
+        allowed = f"'{'wasi' if module else 'glibc'}', as the profile's arch is '{arch}'"
+        yield problem(("runtime", "abi", "libc"), abi.get("libc", "glibc"), allowed)
+    if module and "tvm" in raw and linker != "zig-cc":
+        yield problem(("tvm", "linker"), linker or "nothing", "'zig-cc', as the profile's arch is 'wasm32'")
+
+
 def _small(raw: Raw) -> Iterator[Problem]:
     """Of architectures for which there are no wheels of ONNX Runtime and TVM's run-time."""
     arch, target, runtime = raw.get("arch"), _table(raw, "tvm", "target"), _table(raw, "runtime")
@@ -79,13 +98,16 @@ def _small(raw: Raw) -> Iterator[Problem]:
             yield problem(("tvm", "target", key), target.get(key, "nothing"), f"'{value}' on {name}")
         elif arch != name and key in target:
             yield problem(("tvm", "target", key), target[key], f"no such key: it is for {name}")
-    if not isinstance(arch, str) or arch not in SMALL:
+    if not isinstance(arch, str) or arch not in AHEAD_ONLY:
         return
     for index, engine in _strings(runtime, "engines"):
         if engine == "onnxruntime":
             yield problem(("runtime", "engines", index), engine, f"'tvm': ONNX Runtime has no build for {arch}")
-    if runtime.get("form") in (None, "auto", "vm"):
+    module = arch == "wasm32"
+    if runtime.get("form") in (None, "auto", "vm", *(["aot"] if module else [])):
         allowed = f"'aot' or 'static': TVM's run-time has no build for {arch}"
+        if module:
+            allowed = "'static': a WebAssembly module holds its model"
         yield problem(("runtime", "form"), runtime.get("form", "nothing"), allowed)
 
 
@@ -124,6 +146,8 @@ def _static(raw: Raw) -> Iterator[Problem]:
 
 
 def _triple(arch: str) -> str:
+    if arch == "wasm32":
+        return "wasm32-unknown-wasi"
     return f"{arch}-linux-gnu" + ("eabihf" if arch == "armv7l" else "")
 
 

@@ -80,7 +80,7 @@ class Tvm(Section):
     linker: NonEmpty = Field(
         "cc",
         description="'cc', another compiler driver on PATH, 'zig' to link for another machine, or 'zig-cc', which also "
-        "knows 32-bit ARM and riscv64",
+        "knows 32-bit ARM, riscv64 and wasm32",
     )
 
 
@@ -101,8 +101,10 @@ class Numerics(Section):
 class Abi(Section):
     """The C library that compiled code is linked against."""
 
-    libc: Literal["glibc"] = Field("glibc", description="'glibc'")
-    min: Annotated[str, Field(pattern=r"^\d+\.\d+$")] = Field(description="oldest version, e.g. '2.28'")
+    libc: Literal["glibc", "wasi"] = Field("glibc", description="'glibc', or 'wasi' for wasm32")
+    min: Annotated[str, Field(pattern=r"^\d+\.\d+$")] = Field(
+        description="oldest version, e.g. '2.28'; of WASI '0.1', which is also called preview 1"
+    )
 
 
 class Runtime(Section):
@@ -119,7 +121,7 @@ class Runtime(Section):
         "auto",
         description="form of TVM engines: 'aot' (ahead of time: a library that needs no run-time), 'vm' (TVM's virtual "
         "machine), 'auto' (ahead of time wherever the model allows it), 'static' (ahead of time, as one executable "
-        "that holds the edge runtime and the model)",
+        "or WebAssembly module that holds the edge runtime and the model)",
     )
     runner: bool = Field(
         False,

@@ -1,4 +1,7 @@
-"""Bundles for other processors, built by ``toolchain build``, run by the programs in them on emulated machines."""
+"""Bundles for other processors, built by ``toolchain build``, run by the programs in them on emulated machines.
+
+WebAssembly modules are run by wasmtime.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from edge_support import native_runner, program
+from helpers import wasm
 from helpers.emulated import EmulatedMachine
 from helpers.emulator_packages import EmulatorError, libraries_folder
 
@@ -49,7 +53,7 @@ class Device:
     folder: Path
 
     def call(self, command: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-        static = self.folder / "model"
+        static = self.folder / ("model.wasm" if (self.folder / "model.wasm").exists() else "model")
         words = [static, command] if static.exists() else [self.folder / "bundle-run", command, self.folder / "bundle"]
         return self.run([*words, *map(str, arguments)])
 
@@ -66,6 +70,14 @@ def toolchain(*arguments: object, folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def in_wasmtime(command: list[Path]) -> subprocess.CompletedProcess[str]:
+    # A module opens relative paths: its folders have names of their own.
+    program, *arguments = command
+    root = next((Path(str(a).partition("=")[2]).parent for a in arguments if "=/" in str(a)), None)
+    given = [str(a).replace(f"={root}/", "=") for a in arguments]
+    return wasm.run(program, *given, cwd=root)
+
+
 def native(command: list[Path]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -80,7 +92,7 @@ def recipe(folder: Path, precision: str) -> Path:
     for name, (extends, tables) in OWN.items():
         text = f'schema = 1\nname = "{name}"\nextends = "{extends}"\n{tables}'
         (folder / "targets" / f"{name}.toml").write_text(text)
-    names = ["armv7-neon", *(f"targets/{name}.toml" for name in OWN)]
+    names = ["armv7-neon", "wasm32-wasi", *(f"targets/{name}.toml" for name in OWN)]
     text = (ROOT / "recipes" / "digits.toml").read_text()
     first = text.index("targets = [")
     text = text[:first] + f"targets = {json.dumps(names)}" + text[text.index("\n", first) :]
@@ -105,6 +117,7 @@ def devices(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         "a76": with_root(LARGE, root),
         "armv7-neon": with_root(ARM, arm_root),
         "risc": RISCV.run,
+        "wasm32-wasi": in_wasmtime,
     }
     for name in runs:
         toolchain("export", "edge", f"{release}@{name}", folder / "devices" / name, folder=folder)
@@ -120,7 +133,7 @@ def images_of(devices: Mapping[str, Device]) -> Path:
     return devices["here"].folder.parents[1] / "x.npy"
 
 
-@pytest.mark.parametrize("name", ["a53", "a76", "armv7-neon", "risc"])
+@pytest.mark.parametrize("name", ["a53", "a76", "armv7-neon", "risc", "wasm32-wasi"])
 def test_a_bundle_gives_on_its_device_what_it_gives_here(devices: Mapping[str, Device], name: str) -> None:
     images = images_of(devices)
     want, got = devices["here"].outputs(images), devices[name].outputs(images)
@@ -145,6 +158,18 @@ def test_an_executable_asks_for_no_library_and_for_its_processor(devices: Mappin
     assert (devices["a53"].folder / "model").stat().st_size < 500_000
     done = devices["a53"].call("run", "--input", f"pixels={images_of(devices)}")
     assert done.returncode == ExitCode.BAD_INPUT
+
+
+def test_a_module_holds_its_model_and_asks_for_an_engine_with_vectors(devices: Mapping[str, Device]) -> None:
+    (bundle,) = [b for b in open_release(release_of(devices)).bundles if b.target == "wasm32-wasi"]
+    needs = bundle.manifest.requirements
+    assert (needs["os"], needs["arch"], needs["libc"]) == ("wasi", "wasm32", None)
+    assert "simd128" in needs["cpu_features"]
+    module = devices["wasm32-wasi"].folder / "model.wasm"
+    assert module.stat().st_size < 450_000
+    assert "wasmtime model.wasm info" in (module.parent / "README.md").read_text()
+    with pytest.raises(ToolchainError, match="needs operating system wasi, this machine runs linux"):
+        load(release_of(devices), target="wasm32-wasi")
 
 
 def test_what_opens_bundles_says_that_an_executable_is_run_by_itself(devices: Mapping[str, Device]) -> None:

@@ -112,7 +112,7 @@ def test_five_mistakes_are_told_at_once_each_with_file_key_got_allowed_and_sugge
     )
     shipped = (
         "armv7-neon, cortex-a53, cortex-a72, cortex-a76, cuda-sm80, cuda-sm90, host, neoverse-n1, neoverse-v1, "
-        "riscv64, x86-64-v3, x86-64-v4"
+        "riscv64, wasm32-wasi, x86-64-v3, x86-64-v4"
     )
     metrics = "'top1', 'topk', 'mae', 'cosine', 'f1' or 'file.py:function'"
     precisions = "'fp32', 'fp16', 'int8-static', 'int8-mixed', 'int8-dynamic'"

@@ -22,6 +22,7 @@ SHIPPED = (
     "neoverse-n1",
     "neoverse-v1",
     "riscv64",
+    "wasm32-wasi",
     "x86-64-v3",
     "x86-64-v4",
 )
@@ -380,6 +381,23 @@ def test_targets_without_wheels_take_engines_ahead_of_time_alone(tmp_path: Path)
     assert "TVM's run-time has no build for riscv64" in details
     text = 'schema = 1\nname = "own"\nextends = "armv7-neon"\n[tvm.target]\nmabi = "lp64d"\n'
     assert "it is for riscv64" in "\n".join(refused(own(tmp_path, text)).details)
+
+
+def test_webassembly_is_a_module_on_a_system_of_its_own(tmp_path: Path) -> None:
+    profile = load_target("wasm32-wasi")
+    needs = profile.requirements()
+    assert (needs["os"], needs["arch"], needs["libc"]) == ("wasi", "wasm32", None)
+    assert profile.tvm_target()["vector-width"] == 128
+    assert profile.without_wheels == ("onnxruntime",)
+    text = (
+        'schema = 1\nname = "own"\nextends = "wasm32-wasi"\nos = "linux"\n[tvm]\nlinker = "cc"\n[runtime]\n'
+        'form = "aot"\nabi = { libc = "glibc", min = "2.28" }\n'
+    )
+    details = "\n".join(refused(own(tmp_path, text)).details)
+    for key in ("os: ", "tvm.linker: ", "runtime.form: ", "runtime.abi.libc: "):
+        assert key in details
+    text = 'schema = 1\nname = "own"\nextends = "cortex-a53"\nos = "wasi"\n'
+    assert "'linux', as the profile's arch is 'aarch64'" in "\n".join(refused(own(tmp_path, text)).details)
 
 
 def test_an_arm_target_of_32_bits_says_how_floats_are_passed() -> None:

@@ -6,7 +6,8 @@ import re
 
 from toolchain.bundle.manifest import BundleManifest
 
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "wasm32": "wasm"}
+_SYSTEMS = {"wasi": "wasip1"}
 _VARIANTS = {"aarch64": "v8", "armv7l": "v7"}
 
 
@@ -17,9 +18,9 @@ def oci_platform(info: BundleManifest) -> dict[str, str]:
     ``v7`` for arm.
     Finer features have no place in OCI's platform (``features`` is reserved); they are in ``bundle.json``.
     """
-    arch = str(info.requirements.get("arch", ""))
+    arch, system = (str(info.requirements.get(key, "")) for key in ("arch", "os"))
     platform = {
-        "os": str(info.requirements.get("os", "")) or "linux",
+        "os": _SYSTEMS.get(system, system) or "linux",
         "architecture": _ARCHITECTURES.get(arch, arch) or "unknown",
     }
     cpu = info.target.profile.get("cpu")

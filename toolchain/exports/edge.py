@@ -1,6 +1,6 @@
 """A folder for a device: the bundle, the program that runs it, and the library and headers for other programs.
 
-Of a static executable: that file alone, which holds all of it.
+Of a static executable or a WebAssembly module: that file alone, which holds all of it.
 """
 
 from __future__ import annotations
@@ -47,13 +47,15 @@ def _carries(files: Iterable[str]) -> bool:
 def edge_tree(source: Source) -> Tree:
     """``bundle/`` (an OCI image layout with the one target), ``bundle-run``, ``lib/``, ``include/``, ``README.md``.
 
-    Of an engine of the form ``static``: ``model``, ``README.md``.
+    Of an engine of the form ``static``: ``model`` or ``model.wasm``, and ``README.md``.
 
     Raises:
         ToolchainError: USAGE, the bundle carries no edge runtime.
     """
     if source.engine.form == "static":
-        return {"model": source.file(source.engine.variants[0].file), "README.md": text_file(_static_readme(source))}
+        program = source.engine.variants[0].file
+        readme = _wasm_readme(source) if source.manifest.requirements["arch"] == "wasm32" else _static_readme(source)
+        return {program: source.file(program), "README.md": text_file(readme)}
     runner = {name.removeprefix(f"{RUNNER_FOLDER}/"): source.file(name) for name in source.bundle.files if _of(name)}
     if PROGRAM not in runner:
         raise ToolchainError(
@@ -85,6 +87,26 @@ def _static_readme(source: Source) -> str:
 ./model run {inputs}
 ./model bench        # latency, time to load, peak memory
 ```
+"""
+
+
+def _wasm_readme(source: Source) -> str:
+    manifest = source.manifest
+    inputs = " ".join(f"--input {spec.name}={spec.name}.npy" for spec in source.contract.inputs)
+    return f"""# {manifest.name} {manifest.version} for {manifest.target.name}
+
+`model.wasm` is a WebAssembly module with the model inside, for engines that have WASI preview 1 and these proposals:
+{" ".join(manifest.requirements["cpu_features"])}. With wasmtime:
+
+```sh
+wasmtime model.wasm info         # what it is, its inputs, outputs and dimensions
+wasmtime model.wasm self-test    # the recorded inputs against the recorded outputs
+wasmtime --dir . model.wasm run {inputs}
+wasmtime model.wasm bench        # latency, time to load, the module's memory
+```
+
+It sees the files of the folders that are opened for it, here `--dir .`. In a browser it needs a shim for WASI. Programs
+that embed it call `tc_open_module` first and then the functions of `toolchain_runtime.h`, which it exports.
 """
 
 

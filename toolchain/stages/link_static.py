@@ -1,5 +1,7 @@
 """link_static: an engine ahead of time and the edge runtime as one static executable, ``model``.
 
+For wasm32 it is a WebAssembly module, ``model.wasm``.
+
 What it holds of its bundle is what it must know on the device: names, requirements, contract and self-test.  How the
 engine was chosen is known only later, and is in the ``bundle.json`` beside it.
 """
@@ -14,7 +16,10 @@ from typing import Any
 
 from toolchain.stage import StageContext, StageDef, StageResult
 
-PROGRAM = "model"
+
+def program_name(arch: str) -> str:
+    """Name of the executable's file."""
+    return "model.wasm" if arch == "wasm32" else "model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +48,19 @@ class Options:
 def run(ctx: StageContext) -> StageResult:
     """Inputs ``engine``, ``objects`` (of compile_tvm), ``runtime``, ``verdict``, ``selftest``; output ``engine``.
 
-    The output holds ``model``, engine.json of the form ``"static"`` and contract.json.
+    The output holds ``model`` or ``model.wasm``, engine.json of the form ``"static"`` and contract.json.
 
     Raises:
         ToolchainError: COMPILE or MISSING_TOOL.
     """
     from toolchain.bundle.manifest import BundleManifest, RuntimeNeed, TargetInfo, Tolerance, parse_engine
-    from toolchain.runtime.edge.build import StaticModel, build_runner
+    from toolchain.runtime.edge.build import StaticModel, build_runner, static_libc
 
     options: Options = ctx.options
     contract = json.loads((ctx.inputs["engine"] / "contract.json").read_text())
     engine = json.loads((ctx.inputs["engine"] / "engine.json").read_text())
-    engine |= {"form": "static", "variants": [{"file": PROGRAM, "sizes": {}}]}
+    program = program_name(options.arch)
+    engine |= {"form": "static", "variants": [{"file": program, "sizes": {}}]}
     verdict = json.loads((ctx.inputs["verdict"] / "verdict.json").read_text()) if "verdict" in ctx.inputs else {}
     manifest = BundleManifest(
         name=options.name,
@@ -72,12 +78,12 @@ def run(ctx: StageContext) -> StageResult:
     output = ctx.output("engine")
     parts = ctx.out / "parts"
     model = StaticModel(objects, manifest.to_bytes(), recorded, ctx.inputs["runtime"])
-    built = build_runner(options.arch, "musl", "zig", parts, model)
-    shutil.move(built.program, output / PROGRAM)
+    built = build_runner(options.arch, static_libc(options.arch), "zig", parts, model)
+    shutil.move(built.program, output / program)
     shutil.rmtree(parts)
     shutil.copyfile(ctx.inputs["engine"] / "contract.json", output / "contract.json")
     (output / "engine.json").write_text(json.dumps(engine, sort_keys=True, indent=1) + "\n")
-    return StageResult({"form": "static", "bytes": (output / PROGRAM).stat().st_size})
+    return StageResult({"form": "static", "bytes": (output / program).stat().st_size})
 
 
 STAGE = StageDef(
