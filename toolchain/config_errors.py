@@ -134,7 +134,8 @@ def read_toml(path: Path, what: str, code: ExitCode, hint: str = "") -> dict[str
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError:
-        raise ToolchainError(f"there is no such {what} file", where=str(path), hint=hint, code=code) from None
+        named = what if "file" in what.split() else f"{what} file"
+        raise ToolchainError(f"there is no such {named}", where=str(path), hint=hint, code=code) from None
     except IsADirectoryError:
         raise ToolchainError(f"a {what} is a TOML file, this is a folder", where=str(path), code=code) from None
     except OSError as error:

@@ -76,7 +76,10 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class TargetState:
-    """What this machine can do for one target; each list says why not, and is empty where it can."""
+    """What this machine can do for one target; each list says why not, and is empty where it can.
+
+    ``run`` is empty where some engines run: those ahead of time need no runtime, see :attr:`Diagnosis.runs`.
+    """
 
     name: str
     onnxruntime: tuple[str, ...]
@@ -116,6 +119,13 @@ class Diagnosis:
         return next(state.run for state in self.targets if state.name == "host")
 
     @property
+    def runs(self) -> str:
+        """Which engines run on this machine, in words."""
+        if self.cannot_run:
+            return "; ".join(self.cannot_run)
+        return f"engines ahead of time alone: {_no_runtime()}" if _no_runtime() else "everything is there"
+
+    @property
     def installs(self) -> tuple[str, ...]:
         """The commands that install everything that is missing, each once."""
         return tuple(dict.fromkeys(tool.install for tool in self.tools if not tool.ok))
@@ -125,6 +135,7 @@ class Diagnosis:
         return {
             "ready": not self.missing,
             "can_run": not self.cannot_run,
+            "runs": self.runs,
             "missing": [tool.name for tool in self.missing],
             "install": list(self.installs),
             "host": host,
@@ -168,9 +179,18 @@ def target_state(profile: TargetProfile, host: Host) -> TargetState:
     if not tvm:
         tvm += _linker_problem(profile)
     run = incompatibilities(profile.requirements(), host)
-    if not any(map(_version, ("onnxruntime", "onnxruntime-gpu", "apache-tvm"))):
-        run.append(f"no runtime is installed: {install_command('onnxruntime')}, or the extra 'tvm'")
-    return TargetState(profile.name, (*common, *unbuilt), tuple(tvm), tuple(run), tuple(measure_problems(profile, run)))
+    lacking = [_no_runtime()] if _no_runtime() else []
+    if profile.kind != "cpu":  # engines ahead of time are for processors
+        run += lacking
+    measure = measure_problems(profile, run if profile.kind != "cpu" else [*run, *lacking])
+    return TargetState(profile.name, (*common, *unbuilt), tuple(tvm), tuple(run), tuple(measure))
+
+
+def _no_runtime() -> str:
+    """What to install where neither ONNX Runtime nor TVM's run-time is; empty if one is."""
+    if any(map(_version, ("onnxruntime", "onnxruntime-gpu", "apache-tvm"))):
+        return ""
+    return f"no runtime is installed: {install_command('onnxruntime')}, or the extra 'tvm'"
 
 
 def measure_problems(profile: TargetProfile, run_problems: list[str]) -> list[str]:

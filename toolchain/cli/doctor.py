@@ -20,8 +20,8 @@ from toolchain.errors import ExitCode, ToolchainError
 def command(folder: Path | None, running: bool, as_json: bool) -> None:
     """Say what this machine can build, run and measure for each shipped target, and what to install for the rest.
 
-    Ends with exit code 40 when something is missing to build for this machine; with --run, when no runtime is
-    there to run a bundle: a machine that only runs them needs nothing else.
+    Ends with exit code 40 when something is missing to build for this machine; with --run, when no bundle for it can
+    run here: those with engines ahead of time need no runtime, others ONNX Runtime or TVM's.
     """
     found = examine(folder or default_folder())
     click.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join(_lines(found)))
@@ -60,7 +60,7 @@ def _lines(found: Diagnosis) -> Iterator[str]:
     if found.installs:
         yield from ("", "commands that install the rest", *(f"  {line}" for line in found.installs))
     yield ""
-    yield f"to run bundles here: {'; '.join(found.cannot_run) or 'everything is there'}"
+    yield f"to run bundles here: {found.runs}"
     yield f"to build for this machine: {'not everything is there' if found.missing else 'everything is there'}"
 
 
