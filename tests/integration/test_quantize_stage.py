@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import hashlib
 import json
@@ -151,15 +152,40 @@ def test_float16_keeps_an_operator_that_makes_the_model_invalid_in_float32_and_n
 
 
 @pytest.mark.parametrize("make", [cnn, masked_attention])
-def test_float16_is_the_same_without_the_converters_own_inference_as_for_models_over_2_gb(
+def test_float16_with_the_weights_apart_is_what_the_converter_makes_of_the_whole_model(
     tmp_path: Path, make: Callable[[Path], Path]
 ) -> None:
     from toolchain.quantize.float16 import _convert
-    from toolchain.quantize.model import load_prepared
+    from toolchain.quantize.model import load_prepared, unmark
 
     folder = make(tmp_path / "model")
-    results = [_convert(load_prepared(folder), [], infer)[0] for infer in (True, False)]
-    assert len({result.SerializeToString(deterministic=True) for result in results}) == 1
+    result = run_stage(quantize, tmp_path / "out", Options(precision="fp16"), onnx=folder)
+    assert not result.refused
+    model, facts = load_prepared(folder), result.facts
+    blocked = [node.name for node in model.graph.node if node.op_type in facts["kept_float32_ops"]]
+    whole, _ = _convert(model, [*facts["kept_float32_nodes"], *blocked])
+    unmark(whole)
+    assert (tmp_path / "out" / "onnx" / "model.onnx").read_bytes() == whole.SerializeToString(deterministic=True)
+
+
+@pytest.mark.filterwarnings("ignore:the float32 number")
+def test_float32_values_become_float16_as_the_converter_does_it_and_are_told_of_alike() -> None:
+    from onnxconverter_common.float16 import convert_np_to_float16
+
+    from toolchain.quantize.float16 import to_float16, truncations
+
+    generator = np.random.default_rng(3)
+    edges = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-7, -1e-7, 9e-8, -3e-9, 1e-40, 1e4, -1e4, 10001, 65504, -7e9, 3e38]
+    for values in (
+        np.float32(edges),
+        np.float32([0.5, -0.25]),
+        np.float32([5e-8]),
+        (generator.normal(size=5000) * 10.0 ** generator.integers(-9, 9, 5000)).astype(np.float32),
+    ):
+        with pytest.warns() if truncations(values) else contextlib.nullcontext([]) as caught:  # type: ignore[attr-defined]
+            wanted = convert_np_to_float16(values)
+        assert to_float16(values).tobytes() == wanted.tobytes()
+        assert truncations(values) == [str(w.message) for w in caught]
 
 
 def test_nodes_around_values_beyond_the_range_of_float16_stay_float32(tmp_path: Path) -> None:

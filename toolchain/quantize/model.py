@@ -38,12 +38,25 @@ def load_prepared(folder: Path) -> onnx.ModelProto:
     Raises:
         ToolchainError: QUANTIZE when the file can't be read.
     """
+    return prepared(load_graph(folder))
+
+
+def load_graph(folder: Path, weights: bool = True) -> onnx.ModelProto:
+    """The model of an ``onnx`` artifact as it is, or without the ``weights`` that lie in a file of their own.
+
+    Raises:
+        ToolchainError: QUANTIZE when the file can't be read.
+    """
     import onnx
 
     try:
-        model = onnx.load(str(folder / MODEL))
+        return onnx.load(str(folder / MODEL), load_external_data=weights)
     except Exception as error:  # protobuf's DecodeError, onnx's ValidationError, OSError: no common base
         raise ToolchainError(f"cannot be read: {error}", where=MODEL, code=ExitCode.QUANTIZE) from error
+
+
+def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model`` made ready for the quantizers, see :func:`load_prepared`; changed on the way."""
     _constants_to_initializers(model.graph)
     _name_nodes(model.graph)
     model = infer_types(model)
@@ -88,14 +101,19 @@ def write_model(model: onnx.ModelProto, folder: Path) -> Path:
     import onnx
 
     path = folder / MODEL
-    kept = [p for p in model.metadata_props if p.key != _INFERRED]
-    del model.metadata_props[:]
-    model.metadata_props.extend(kept)
+    unmark(model)
     if byte_limit_exceeded(model):
         onnx.save(model, str(path), save_as_external_data=True, location=MODEL + ".data", size_threshold=1024)
     else:
         path.write_bytes(model.SerializeToString(deterministic=True))
     return path
+
+
+def unmark(model: onnx.ModelProto) -> None:
+    """Take away the mark of :func:`prepared`, which is nobody's business outside."""
+    kept = [p for p in model.metadata_props if p.key != _INFERRED]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
 
 
 def copy_contract(source: Path, target: Path) -> None:

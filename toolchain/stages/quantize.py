@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolchain.errors import ExitCode, ToolchainError, did_you_mean
 from toolchain.quantize.scheme import Scheme
 from toolchain.stage import StageContext, StageDef, StageResult
+
+if TYPE_CHECKING:
+    from toolchain.quantize.weights import Held
 
 PRECISIONS = ("fp16", "int8-static", "int8-dynamic")
 
@@ -35,6 +38,7 @@ def run(ctx: StageContext) -> StageResult:
     """
     from toolchain.quantize.model import MODEL, copy_contract, load_prepared, sample_feed
     from toolchain.quantize.static import check_excluded
+    from toolchain.quantize.weights import load_held
 
     options: Options = ctx.options
     options.check()
@@ -43,11 +47,15 @@ def run(ctx: StageContext) -> StageResult:
         what += f"; allowed: {', '.join(PRECISIONS)}"
         raise ToolchainError(what, where="quantize.precision", code=ExitCode.QUANTIZE)
     source = ctx.inputs["onnx"]
-    model = load_prepared(source)
-    check_excluded(model, options)
     feed = sample_feed(source, ctx.inputs.get("calibration"))
-    steps = {"fp16": _fp16, "int8-static": _static, "int8-dynamic": _dynamic}
-    result = steps[options.precision](ctx, model, feed)
+    if options.precision == "fp16":
+        held = load_held(source)
+        check_excluded(held.model, options)
+        result = _fp16(ctx, held, feed)
+    else:
+        model = load_prepared(source)
+        check_excluded(model, options)
+        result = (_static if options.precision == "int8-static" else _dynamic)(ctx, model, feed)
     if not result.refused:
         target = ctx.output("onnx")
         copy_contract(source, target)
@@ -57,17 +65,10 @@ def run(ctx: StageContext) -> StageResult:
     return result
 
 
-def _reference(model: Any, feed: Any) -> Any:
-    from toolchain.quantize.model import run_session, session_of
-
-    with session_of(model) as session:
-        return run_session(session, feed)
-
-
-def _fp16(ctx: StageContext, model: Any, feed: Any) -> StageResult:
+def _fp16(ctx: StageContext, held: Held, feed: Any) -> StageResult:
     from toolchain.quantize.float16 import convert_float16
 
-    result = convert_float16(model, ctx.output("onnx"), feed, _reference(model, feed), ctx.options.exclude)
+    result = convert_float16(held, ctx.output("onnx"), feed, ctx.options.exclude)
     facts: dict[str, Any] = {
         "kept_float32_ops": list(result.kept_ops),
         "kept_float32_nodes": list(result.kept_nodes),
@@ -76,7 +77,7 @@ def _fp16(ctx: StageContext, model: Any, feed: Any) -> StageResult:
     if result.problem:
         tried = f" (also with {', '.join(result.kept_ops)} kept in float32)" if result.kept_ops else ""
         return _refused(ctx, facts, f"no valid float16 model{tried}: {result.problem}")
-    if result.bytes_before and result.bytes_after >= result.bytes_before:
+    if held.model.graph.initializer and not result.halved:
         return _refused(ctx, facts, "no weight became float16")
     return StageResult(facts)
 
@@ -103,11 +104,12 @@ def _static(ctx: StageContext, model: Any, feed: Any) -> StageResult:
 
 def _dynamic(ctx: StageContext, model: Any, feed: Any) -> StageResult:
     from toolchain.quantize.dynamic import DYNAMIC_OPS, quantize_dynamic, quantized_nodes
-    from toolchain.quantize.model import find_problem, write_model
+    from toolchain.quantize.model import find_problem, run_session, session_of, write_model
     from toolchain.quantize.report import dynamic_reasons, node_facts
 
     options: Options = ctx.options
-    reference = _reference(model, feed)
+    with session_of(model) as session:
+        reference = run_session(session, feed)
     quantized = quantize_dynamic(model, options)
     names = quantized_nodes(model, quantized)
     facts = {"scheme": f"u8s8 dynamic{', per channel' if options.per_channel else ''}"}
