@@ -114,6 +114,9 @@ class SmallCore:
             outputs = {name: outputs[name] for name in request.outputs}
         return InferResponse(request.model, request.version or "1", request.id, outputs)
 
+    def infer_now(self, request: InferRequest) -> InferResponse | None:
+        return None
+
     def index(self, *, ready_only: bool = False) -> list[IndexEntry]:
         states = [
             IndexEntry(n, "1", "UNAVAILABLE", "unloaded") if n in self.unloaded else IndexEntry(n, "1", "READY")

@@ -28,6 +28,9 @@ class StepWorker:
     def claim(self) -> StepWorker | None:
         return None if self.job else self
 
+    def run_now(self, pending: Pending) -> None:
+        return
+
     def start_job(self, job: Job) -> None:
         self.job = job
         self.runs.append([float(m.arrays[0].flat[0]) for m in job.members])
@@ -66,7 +69,7 @@ def pending(value: float, rows: int = 1, width: int = 2, level: int = 1, axis: i
     shape = (rows, width) if axis == 0 else (width, rows)
     array = np.full(shape, value, np.float32)
     group = ((-1, width) if axis == 0 else (width, -1),)
-    return Pending([array], Fit(rows, group, array.nbytes), level, time.monotonic_ns())
+    return Pending([array], Fit(rows, group, array.nbytes, {"batch": rows}), level, time.monotonic_ns())
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:

@@ -147,6 +147,13 @@ class Core(Protocol):
         """Validates against the contract, queues, runs.  Cancelling the task takes the request from the queue."""
         ...
 
+    def infer_now(self, request: InferRequest) -> InferResponse | None:
+        """The answer of :meth:`infer`, where it can be had without waiting; None: ask :meth:`infer`.
+
+        What fails is answered by :meth:`infer` too, so nothing is counted or logged here unless there is an answer.
+        """
+        ...
+
     def index(self, *, ready_only: bool = False) -> list[IndexEntry]: ...
 
     async def load(self, name: str, parameters: Mapping[str, Any] | None = None) -> None: ...

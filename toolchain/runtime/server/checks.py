@@ -20,11 +20,15 @@ _REMEMBERED = 256
 
 
 class Fit(NamedTuple):
-    """What is known of inputs of given shapes: their rows, which others they may be merged with, and their bytes."""
+    """What is known of inputs of given shapes: their rows, which others they may be merged with, and their bytes.
+
+    ``sizes`` are those of the contract's symbols.
+    """
 
     rows: int
     group: Shapes
     nbytes: int
+    sizes: Mapping[str, int]
 
 
 class RequestCheck:
@@ -105,7 +109,7 @@ class RequestCheck:
         if self.batch_axes:
             pairs = zip(shapes, self.batch_axes, strict=True)
             group = tuple((*shape[:axis], -1, *shape[axis + 1 :]) for shape, axis in pairs)
-        fit = Fit(rows, group, sum(array.nbytes for array in arrays))
+        fit = Fit(rows, group, sum(array.nbytes for array in arrays), sizes)
         if len(self._fits) >= _REMEMBERED:
             self._fits.clear()
         self._fits[shapes] = fit

@@ -148,6 +148,21 @@ class ServingCore:
             log.answered(request, response.version, arrived)
         return response
 
+    def infer_now(self, request: InferRequest) -> InferResponse | None:
+        traffic = self.repository.models.get(request.model)
+        if traffic is None or traffic.trial is not None or self._traces is not None:
+            return None
+        version = traffic.versions.get(request.version) if request.version else traffic.stable
+        if version is None or not version.ready:
+            return None
+        try:
+            response = version.infer_now(request)
+        except ServeError:
+            return None
+        if response is not None and self._log.wants_success():
+            self._log.answered(request, response.version, request.arrived)
+        return response
+
     def index(self, *, ready_only: bool = False) -> list[IndexEntry]:
         return [e for e in self.repository.index() if e.state == "READY" or not ready_only]
 

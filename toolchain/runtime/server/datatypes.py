@@ -6,7 +6,9 @@ Raw tensors are little-endian, row-major and without gaps; an element of BYTES i
 
 from __future__ import annotations
 
+import math
 import struct
+from array import array
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -35,6 +37,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
 NAMES: dict[np.dtype[Any], str] = {dtype: name for name, dtype in DTYPES.items() if name != "BF16"}
 MAX_DIMS = 32
 _MAX_BYTES = 2**63 - 1
+_FP32 = np.dtype(np.float32)
+_JUST_FLOATS = {float}
 _LENGTH = struct.Struct("<I")
 _FLOATS = frozenset({"FP16", "FP32", "FP64", "BF16"})
 #: The least magnitude that rounds to an infinity; 0 where whatever JSON can say has a finite value.
@@ -160,6 +164,11 @@ def from_values(name: str, datatype: str, shape: Sequence[int], values: object) 
     Raises:
         ServeError: INVALID, the values don't fit the datatype or the shape.
     """
+    if datatype == "FP32" and type(values) is list and set(map(type, values)) == _JUST_FLOATS:
+        # The commonest by far.  None is larger than the length of all of them as a vector.
+        small = len(values) == check_shape(name, shape, 4) and math.hypot(*values) < _FLOAT_LIMITS["FP32"]
+        if small:
+            return np.ndarray(shape, _FP32, array("f", values))
     dtype = dtype_of(name, datatype)
     count = check_shape(name, shape, dtype.itemsize)
     flat = _flatten(name, values)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 from toolchain.runtime.server.api import ServeError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("toolchain.serve")
 #: Smaller answers are sent in one piece.
-_JOINED = 64 * 1024
+JOINED = 64 * 1024
 _LINGER = 2.0
 #: What a connection receives: nothing yet, a head, a body, or what is thrown away.
 IDLE, HEAD, BODY, DISCARD = range(4)
@@ -62,7 +63,7 @@ class Answering:
         reply = request.reply
         if reply is None:
             if request.route.waits:
-                self.task = begin(self._wait(request), self.server.loop)
+                self.task = begin(self.wait(request, request.route.wait(request)), self.server.loop)
                 return
             try:
                 reply = request.route.answer(request)
@@ -72,9 +73,10 @@ class Answering:
                 reply = _broken(request)
         self._send(request, reply)
 
-    async def _wait(self, request: Request) -> None:
+    async def wait(self, request: Request, answer: Awaitable[Reply]) -> None:
+        """Send what ``answer`` gives."""
         try:
-            reply = await request.route.wait(request)
+            reply = await answer
         except ServeError as error:
             reply = refusal(error)
         except Exception:
@@ -89,16 +91,13 @@ class Answering:
         close = request.close or server.draining
         if close:
             headers += b"Connection: close\r\n"
-        head = b"%b%bContent-Type: %b\r\nContent-Length: %d\r\n%b\r\n" % (
-            STATUS_LINES[status],
-            server.common,
-            content_type,
-            size,
-            headers,
-        )
+        start = server.good.get(content_type) if status == 200 else None
+        if start is None:
+            start = b"%b%bContent-Type: %b\r\nContent-Length: " % (STATUS_LINES[status], server.common, content_type)
+        head = b"%b%d\r\n%b\r\n" % (start, size, headers)
         if request.method == b"HEAD":
             self.transport.write(head)
-        elif size <= _JOINED:
+        elif size <= JOINED:
             self.transport.write(head + parts[0] if len(parts) == 1 else b"".join([head, *parts]))
         else:
             self.transport.writelines([head, *parts])

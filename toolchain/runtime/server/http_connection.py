@@ -14,33 +14,26 @@ import httptools
 
 from toolchain.runtime.server.api import ServeError, Status
 from toolchain.runtime.server.frontend import check_bearer
-from toolchain.runtime.server.http_answering import BODY, DISCARD, HEAD, IDLE, Answering
+from toolchain.runtime.server.http_answering import BODY, DISCARD, HEAD, IDLE
+from toolchain.runtime.server.http_quick import SMALL_BODY, QuickAnswering
 from toolchain.runtime.server.http_reply import Reply, error_reply, refusal
 from toolchain.runtime.server.http_request import WANTED, Request, room_for
 
 if TYPE_CHECKING:
     from toolchain.runtime.server.http_server import HttpServer
 
-#: Larger bodies get memory of their own at once, and count for ``max_pending``.
-SMALL_BODY = 32 * 1024
 
-
-class HttpConnection(Answering, asyncio.BufferedProtocol):
+class HttpConnection(QuickAnswering, asyncio.BufferedProtocol):
     """See the module."""
 
     def __init__(self, server: HttpServer) -> None:
         super().__init__(server)
         self.parser = httptools.HttpRequestParser(self)
-        self.stall = 0.0
-        self.incoming: Request | None = None
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._head_size = self._head_read = 0
         self._began = False
         self._upgrade = False
-        self._room: memoryview | None = None
-        self._direct: memoryview | None = None
-        self._filled = 0
         self._chunked = False
 
     # What the transport calls.
@@ -81,6 +74,8 @@ class HttpConnection(Answering, asyncio.BufferedProtocol):
                 self.on_message_complete()
             return
         if self.phase == DISCARD or self.closing:
+            return
+        if self.phase == IDLE and self.take_known(nbytes):
             return
         self._began = False
         self._feed(self.server.view[:nbytes])
@@ -249,14 +244,7 @@ class HttpConnection(Answering, asyncio.BufferedProtocol):
         if self._room is not None:
             request.body = self._room
             self._room = None
-        self.incoming = None
-        self.phase = IDLE
-        self.deadline = self.server.now + self.server.settings.idle_timeout
-        if self.current is None and not self.queue and not self.write_deadline:
-            self.run(request)
-        else:
-            self.queue.append(request)
-            self.transport.pause_reading()
+        self.complete(request)
 
     def _too_long(self) -> None:
         limit = self.server.settings.max_head

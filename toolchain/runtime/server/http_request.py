@@ -35,12 +35,14 @@ class Request:
 
     __slots__ = ("body", "close", "headers", "method", "reply", "reserved", "route", "started", "target")
 
-    def __init__(self, method: bytes, target: bytes, route: Route, headers: dict[bytes, bytes]) -> None:
+    def __init__(
+        self, method: bytes, target: bytes, route: Route, headers: dict[bytes, bytes], body: bytes = b""
+    ) -> None:
         self.method = method
         self.target = target
         self.route = route
         self.headers = headers
-        self.body: bytes | bytearray | memoryview = b""
+        self.body: bytes | bytearray | memoryview = body
         self.reply: Reply | None = None
         self.reserved = 0
         self.close = False

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from toolchain.runtime.server.api import Core, ServeError, Status
 from toolchain.runtime.server.http_connection import HttpConnection
+from toolchain.runtime.server.http_heads import Heads
+from toolchain.runtime.server.http_reply import BINARY, JSON, STATUS_LINES
 from toolchain.runtime.server.http_request import Request
 from toolchain.runtime.server.routes import Router
 
@@ -30,6 +32,8 @@ class HttpServer:
         counts: answers by status.
         now: the loop's time in seconds, as of the last tick.
         common: the headers that every answer has.
+        good: an answer of status 200 up to its length, by content type.
+        heads: those of requests that came before.
         draining: whether every answer closes its connection.
     """
 
@@ -42,8 +46,11 @@ class HttpServer:
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time()
         self.common = b""
+        self.good: dict[bytes, bytes] = {}
         self.draining = False
-        self.view = memoryview(bytearray(_READ))
+        self.buffer = bytearray(_READ)
+        self.view = memoryview(self.buffer)
+        self.heads = Heads(self.router, settings.max_head)
         self.pending = 0
         self._server: asyncio.Server | None = None
         self._memory = memory
@@ -132,6 +139,8 @@ class HttpServer:
     def _tick(self) -> None:
         self.now = self.loop.time()
         self.common = b"Date: %b\r\n" % formatdate(usegmt=True).encode()
+        start = STATUS_LINES[200] + self.common
+        self.good = {kind: b"%bContent-Type: %b\r\nContent-Length: " % (start, kind) for kind in (JSON, BINARY)}
         for connection in list(self.connections):
             connection.tick(self.now)
         self._timer = self.loop.call_later(self._interval, self._tick)

@@ -13,6 +13,7 @@ from toolchain.runtime.contract import Contract
 from toolchain.runtime.server.batcher import Batcher, Job
 from toolchain.runtime.server.process_worker import Launch, ProcessWorker
 from toolchain.runtime.server.slots import TensorLayout
+from toolchain.runtime.server.waiting import Pending
 
 #: After as many failed starts in a row without a worker left, the model is unavailable (and starting goes on).
 GIVE_UP = 5
@@ -82,6 +83,10 @@ class ProcessPool:
             if worker.is_ready and worker.room and (best is None or len(worker.jobs) < len(best.jobs)):
                 best = worker
         return best
+
+    def run_now(self, pending: Pending) -> None:
+        """Nothing runs here."""
+        return
 
     async def stop(self) -> None:
         """End all workers."""

@@ -11,6 +11,7 @@ from toolchain.runtime.server.api import Core, InferResponse, ServeError, Status
 from toolchain.runtime.server.classification import classify
 from toolchain.runtime.server.datatypes import NAMES, bf16_floats, invalid, to_raw
 from toolchain.runtime.server.rest_codec import Plan, Wish
+from toolchain.runtime.server.rest_repeat import Frames
 
 if TYPE_CHECKING:
     from toolchain.runtime.server.shared_memory import SharedMemory
@@ -32,12 +33,25 @@ class Encoder:
     def __init__(self, core: Core, memory: SharedMemory) -> None:
         self._core = core
         self._memory = memory
+        self._frames = Frames()
 
     def encode(self, response: InferResponse, plan: Plan) -> Answer:
         """The body of one response.
 
         Raises:
             ServeError: an output doesn't fit its place in shared memory, or bytes that are no text are wanted as JSON.
+        """
+        if plan.default.binary or plan.wishes:
+            known = self._frames.encode(response, plan)
+            if known is not None:
+                return Answer(*known)
+        return self.written(response, plan)
+
+    def written(self, response: InferResponse, plan: Plan) -> Answer:
+        """The body of one response, written in full; what :meth:`encode` gives is the same, byte for byte.
+
+        Raises:
+            ServeError: see :meth:`encode`.
         """
         default, wishes = plan
         outputs: list[dict[str, Any]] = []

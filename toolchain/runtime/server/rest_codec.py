@@ -15,6 +15,7 @@ import orjson
 
 from toolchain.runtime.server.api import Core, InferRequest, ServeError, Status
 from toolchain.runtime.server.datatypes import check_shape, dtype_of, from_raw, from_values, invalid
+from toolchain.runtime.server.rest_repeat import LONGEST, Descriptions
 from toolchain.runtime.server.shared_memory import Place
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Decoder:
     def __init__(self, core: Core, memory: SharedMemory) -> None:
         self._core = core
         self._memory = memory
+        self._descriptions = Descriptions()
 
     def decode(
         self, body: bytes | bytearray | memoryview, header_length: int | None, model: str, version: str
@@ -75,6 +77,11 @@ class Decoder:
         else:
             view = memoryview(body)
             head, tail = view[:header_length], view[header_length:]
+            if header_length <= LONGEST:
+                head = bytes(head)
+                known = self._descriptions.request(head, tail, model, version)
+                if known is not None:
+                    return known
         document = parse_object(head)
         request = InferRequest(model, version, {})
         self._inputs(document, tail, request)
@@ -91,6 +98,8 @@ class Decoder:
                 invalid("'id' is a string")
             request.id = identity
         request.arrived = time.monotonic_ns()
+        if tail is not None and type(head) is bytes:
+            self._descriptions.meet(head, tail, document, request, plan)
         return request, plan
 
     def _inputs(self, document: dict[str, Any], tail: memoryview | None, request: InferRequest) -> None:

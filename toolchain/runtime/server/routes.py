@@ -7,12 +7,13 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 
-from toolchain.runtime.server.api import Core, ModelMetadata, ServeError, Status
+from toolchain.runtime.server.api import Core, InferRequest, ModelMetadata, ServeError, Status
 from toolchain.runtime.server.compression import accepted, compress, decompress
 from toolchain.runtime.server.datatypes import invalid
-from toolchain.runtime.server.http_reply import BINARY, JSON, TEXT, Reply, error_reply, json_reply
+from toolchain.runtime.server.http_reply import BINARY, TEXT, Reply, error_reply, json_reply
+from toolchain.runtime.server.rest_answer import Answer as Answer200
 from toolchain.runtime.server.rest_answer import Encoder
-from toolchain.runtime.server.rest_codec import Decoder
+from toolchain.runtime.server.rest_codec import Decoder, Plan
 from toolchain.version import __version__
 
 if TYPE_CHECKING:
@@ -38,17 +39,24 @@ _COMPRESSED = 1024
 _OFF_LOOP = 64 * 1024
 
 Answer = Callable[["Request"], Reply]
+#: From a body and the length of the JSON in it to the parts of an answer and the length of the JSON in these.
+#: Instead of it what has to be waited for, or None where the request has to be answered by ``Route.wait``.
+Quick = Callable[[bytes, "int | None"], "Answer200 | Awaitable[Reply] | None"]
 Wait = Callable[["Request"], Awaitable[Reply]]
 
 
 class Route(NamedTuple):
-    """How one method and path are answered: at once by ``answer``, or by awaiting ``wait``."""
+    """How one method and path are answered: at once by ``answer``, or by awaiting ``wait``.
+
+    ``quick`` may know the answer to what ``wait`` would answer with 200 after a while.
+    """
 
     answer: Answer
     wait: Wait
     waits: bool
     max_body: int
     open: bool = False
+    quick: Quick | None = None
 
 
 class Call(NamedTuple):
@@ -152,16 +160,27 @@ class Router:
             if parent is not None:
                 inference.parameters = {**inference.parameters, "traceparent": parent.decode("latin-1")}
             response = await self.core.infer(inference)
-            parts, json_length = self._encoder.encode(response, plan)
+            reply = _inferred(self._encoder.encode(response, plan))
             encodings = headers.get(b"accept-encoding")
-            extra, content_type = b"", JSON
-            if json_length is not None:
-                extra, content_type = b"Inference-Header-Content-Length: %d\r\n" % json_length, BINARY
             if encodings is not None and self.settings.compress:
-                return await self._compressed(Reply(200, parts, content_type, extra), encodings)
-            return Reply(200, parts, content_type, extra)
+                return await self._compressed(reply, encodings)
+            return reply
 
-        return Route(_never, infer, True, self.settings.max_body)
+        decode, encode, infer_now = self._decoder.decode, self._encoder.encode, self.core.infer_now
+
+        async def later(inference: InferRequest, plan: Plan) -> Reply:
+            return _inferred(encode(await self.core.infer(inference), plan))
+
+        def quick(body: bytes, json_length: int | None) -> Answer200 | Awaitable[Reply] | None:
+            """Of requests whose headers say nothing else; what isn't right is left to ``infer``."""
+            try:
+                inference, plan = decode(body, json_length, model, version)
+                response = infer_now(inference)
+                return later(inference, plan) if response is None else encode(response, plan)
+            except ServeError:
+                return None
+
+        return Route(_never, infer, True, self.settings.max_body, quick=quick)
 
     async def _decompressed(self, request: Request, header: bytes) -> bytes | bytearray | memoryview:
         coding, limit = header.decode("latin-1").strip().lower(), self.settings.max_body
@@ -195,6 +214,13 @@ class Router:
 
     def _statistics(self, call: Call) -> Reply:
         return json_reply({"model_stats": self.core.statistics(call.model, call.version)})
+
+
+def _inferred(answer: Answer200) -> Reply:
+    parts, json_length = answer
+    if json_length is None:
+        return Reply(200, parts)
+    return Reply(200, parts, BINARY, b"Inference-Header-Content-Length: %d\r\n" % json_length)
 
 
 def metadata_json(metadata: ModelMetadata) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 #: Triton's reasons of ``nv_inference_request_failure``.
@@ -49,6 +50,17 @@ class Statistics:
         count.input_ns += input_ns
         count.infer_ns += infer_ns
         count.output_ns += output_ns
+
+    def answered(self, rows: int, took_ns: int, queue_ns: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
+        """Count one request that was answered."""
+        self.success += 1
+        self.success_ns += took_ns
+        self.queue_ns += queue_ns
+        self.input_ns += input_ns
+        self.infer_ns += infer_ns
+        self.output_ns += output_ns
+        self.inferences += rows
+        self.last_ns = time.time_ns()
 
     def fail(self, reason: str, nanoseconds: int) -> None:
         """Count one request that was answered with an error, or not at all."""

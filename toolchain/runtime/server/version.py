@@ -101,6 +101,7 @@ class ModelVersion:
             default_level=settings.default_priority or (levels + 1) // 2,
         )
         self.batcher = Batcher(queueing, self.check.batch_axes, self.check.output_axes, self.statistics)
+        self._outputs = [spec.name for spec in placed.contract.outputs]
         self._tensor_bytes = settings.tensor_mb * MB
         self._pool: ProcessPool | LocalPool | None = None
         self._closed: asyncio.Task[None] | None = None
@@ -176,6 +177,24 @@ class ModelVersion:
         outputs = await self.batcher.infer(Pending(arrays, fit, level, arrived), request.timeout_us * 1000)
         named = {name: outputs[index] for index, name in wanted}
         return InferResponse(self.name, self.version, request.id, named)
+
+    def infer_now(self, request: InferRequest) -> InferResponse | None:
+        """Answer one request if nothing keeps it waiting; None: it has to go through :meth:`infer`.
+
+        Raises:
+            ServeError: its inputs don't fit; :meth:`infer` counts it and says the same.
+        """
+        arrays, fit = self.check.check(request)
+        level = self.batcher.level(request.priority)
+        wanted = self.check.outputs(request.outputs) if request.outputs else ()
+        if fit.nbytes > self._tensor_bytes:
+            return None
+        outputs = self.batcher.infer_now(Pending(arrays, fit, level, request.arrived))
+        if outputs is None:
+            return None
+        if wanted:
+            return InferResponse(self.name, self.version, request.id, {name: outputs[index] for index, name in wanted})
+        return InferResponse(self.name, self.version, request.id, dict(zip(self._outputs, outputs, strict=True)))
 
     async def close(self, reason: str = "unloaded") -> None:
         """Answer what is in flight, then end the workers and remove the files.  May be called several times."""
