@@ -7,20 +7,11 @@
 
 #define ALIGNMENT 64
 
-static size_t width(int32_t dtype) {
-  switch (dtype) {
-    case TC_INT16: case TC_UINT16: case TC_FLOAT16: return 2;
-    case TC_INT32: case TC_UINT32: case TC_FLOAT32: return 4;
-    case TC_INT64: case TC_UINT64: case TC_FLOAT64: return 8;
-    default: return 1;
-  }
-}
-
 static void *memory_for(int32_t dtype, int32_t rank, const int64_t *shape) {
   size_t count = 1;
   for (int32_t i = 0; i < rank; i++) count *= (size_t)shape[i];
-  void *memory = aligned_alloc(ALIGNMENT, (count * width(dtype) / ALIGNMENT + 1) * ALIGNMENT);
-  if (memory != NULL) fill(memory, count, width(dtype), dtype == TC_FLOAT32);
+  void *memory = aligned_alloc(ALIGNMENT, (count * tc_item_size(dtype) / ALIGNMENT + 1) * ALIGNMENT);
+  if (memory != NULL) fill(memory, count, tc_item_size(dtype), dtype == TC_FLOAT32);
   return memory;
 }
 

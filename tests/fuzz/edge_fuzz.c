@@ -112,11 +112,11 @@ static void try_npz(const input *in) {
   uint32_t count;
   unsigned char *data = exact(in->data, in->size);
   if (tcr_parse_npy(data, in->size, "fuzz", &array, &problem) == TC_OK && array.bytes)
-    (void)tcr_element(array.dtype, array.data, array.bytes / tcr_item_size(array.dtype) - 1);
+    (void)tcr_element(array.dtype, array.data, array.bytes / tc_item_size(array.dtype) - 1);
   static const char *const names[] = {"input:image", "output:scores", "image"};
   for (int i = 0; i < 3; i++)
     if (tcr_find_npz(data, in->size, "fuzz", names[i], &array, &problem) == TC_OK && array.data && array.bytes)
-      (void)tcr_element(array.dtype, array.data, array.bytes / tcr_item_size(array.dtype) - 1);
+      (void)tcr_element(array.dtype, array.data, array.bytes / tc_item_size(array.dtype) - 1);
   tcr_count_npz(data, in->size, "fuzz", "output:", &count, &problem);
   free(data);
 }

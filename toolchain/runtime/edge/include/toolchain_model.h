@@ -35,6 +35,17 @@ typedef enum tc_dtype {
   TC_FLOAT64 = 12
 } tc_dtype;
 
+/* Bytes of one element; 0 for what is no dtype. */
+static inline size_t tc_item_size(int32_t dtype) {
+  switch (dtype) {
+    case TC_BOOL: case TC_INT8: case TC_UINT8: return 1;
+    case TC_INT16: case TC_UINT16: case TC_FLOAT16: return 2;
+    case TC_INT32: case TC_UINT32: case TC_FLOAT32: return 4;
+    case TC_INT64: case TC_UINT64: case TC_FLOAT64: return 8;
+    default: return 0;
+  }
+}
+
 typedef enum tc_model_status {
   TC_MODEL_OK = 0,
   TC_MODEL_NO_MEMORY = 1,  /* the arena or the threads could not be had */

@@ -154,7 +154,7 @@ static void pad_item(const tcr_tensor *spec, char item[8]) {
     case TC_FLOAT32: memcpy(item, &single, 4); break;
     case TC_FLOAT64: memcpy(item, &spec->pad, 8); break;
     default:
-      switch (tcr_item_size(spec->dtype)) {
+      switch (tc_item_size(spec->dtype)) {
         case 1: memcpy(item, &i8, 1); break;
         case 2: memcpy(item, &i16, 2); break;
         case 4: memcpy(item, &i32, 4); break;
@@ -166,7 +166,7 @@ static void pad_item(const tcr_tensor *spec, char item[8]) {
 void tcr_fill(const tcr_contract *contract, const tcr_tensor *spec, const int64_t *from_shape, const void *from,
               const int64_t *to_shape, void *to) {
   int64_t at[TC_MAX_RANK] = {0};
-  size_t item = tcr_item_size(spec->dtype), target = 0;
+  size_t item = tc_item_size(spec->dtype), target = 0;
   char pad[8];
   for (int32_t axis = 0; axis < spec->rank; axis++)
     if (to_shape[axis] == 0) return;

@@ -75,7 +75,7 @@ void cli_print_value(FILE *out, const char *name, const tc_value *value) {
   fprintf(out, ": {\"dtype\": \"%s\", \"shape\": ", tcr_dtype_name(value->dtype));
   print_sizes(out, NULL, value->rank, value->shape);
   fputs(", \"values\": [", out);
-  for (size_t i = 0; i < value->bytes / tcr_item_size(value->dtype); i++) {
+  for (size_t i = 0; i < value->bytes / tc_item_size(value->dtype); i++) {
     if (i) fputs(", ", out);
     print_element(out, value, i);
   }

@@ -5,27 +5,20 @@
 
 #include "internal.h"
 
-static const struct {
-  char name[8];
-  uint8_t bytes;
-} dtypes[] = {
-    {"bool", 1},   {"int8", 1},   {"int16", 2},  {"int32", 4},   {"int64", 8},   {"uint8", 1},
-    {"uint16", 2}, {"uint32", 4}, {"uint64", 8}, {"float16", 2}, {"float32", 4}, {"float64", 8},
-};
+static const char dtypes[][8] = {"bool",   "int8",   "int16",  "int32",   "int64",   "uint8",
+                                 "uint16", "uint32", "uint64", "float16", "float32", "float64"};
 #define DTYPES ((int32_t)(sizeof dtypes / sizeof *dtypes))
 
-const char *tcr_dtype_name(int32_t dtype) { return dtype >= 1 && dtype <= DTYPES ? dtypes[dtype - 1].name : "?"; }
-
-size_t tcr_item_size(int32_t dtype) { return dtype >= 1 && dtype <= DTYPES ? dtypes[dtype - 1].bytes : 0; }
+const char *tcr_dtype_name(int32_t dtype) { return dtype >= 1 && dtype <= DTYPES ? dtypes[dtype - 1] : "?"; }
 
 int32_t tcr_dtype_of(const char *name) {
   for (int32_t i = 0; name != NULL && i < DTYPES; i++)
-    if (strcmp(dtypes[i].name, name) == 0) return i + 1;
+    if (strcmp(dtypes[i], name) == 0) return i + 1;
   return 0;
 }
 
 bool tcr_bytes_of(int32_t dtype, int32_t rank, const int64_t *shape, size_t *bytes) {
-  uint64_t total = tcr_item_size(dtype);
+  uint64_t total = tc_item_size(dtype);
   bool empty = false;
   if (total == 0) return false;
   for (int32_t i = 0; i < rank; i++) {
@@ -186,7 +179,7 @@ static int32_t tensor_of_model(tcr_tensor *to, const tc_tensor *from, uint32_t d
   to->name = from->name;
   to->dtype = from->dtype;
   to->rank = from->rank;
-  if (from->rank < 0 || from->rank > TC_MAX_RANK || tcr_item_size(from->dtype) == 0)
+  if (from->rank < 0 || from->rank > TC_MAX_RANK || tc_item_size(from->dtype) == 0)
     return tcr_damaged(problem, "engine", "%s has %d dimensions of dtype %d", from->name, from->rank, from->dtype);
   for (int32_t i = 0; i < from->rank; i++) {
     to->shape[i] = from->shape[i];

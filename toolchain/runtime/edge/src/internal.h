@@ -130,7 +130,6 @@ int tcr_incompatibilities(const json_value *requirements, bool linked, tcr_text 
 
 const char *tcr_dtype_name(int32_t dtype);
 int32_t tcr_dtype_of(const char *name); /* 0: none */
-size_t tcr_item_size(int32_t dtype);
 /* Bytes of an array; false when they are no size of memory. */
 bool tcr_bytes_of(int32_t dtype, int32_t rank, const int64_t *shape, size_t *bytes);
 void tcr_shape_text(tcr_text *text, int32_t rank, const int64_t *shape, const tcr_contract *contract);

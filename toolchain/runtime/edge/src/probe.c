@@ -5,17 +5,8 @@
 
 #include "toolchain_model.h"
 
-static size_t width(int32_t dtype) {
-  switch (dtype) {
-    case TC_INT16: case TC_UINT16: case TC_FLOAT16: return 2;
-    case TC_INT32: case TC_UINT32: case TC_FLOAT32: return 4;
-    case TC_INT64: case TC_UINT64: case TC_FLOAT64: return 8;
-    default: return 1;
-  }
-}
-
 static size_t bytes_of(int32_t dtype, int32_t rank, const int64_t *shape) {
-  size_t bytes = width(dtype);
+  size_t bytes = tc_item_size(dtype);
   for (int32_t i = 0; i < rank; i++) bytes *= (size_t)shape[i];
   return bytes;
 }

@@ -158,7 +158,7 @@ static int32_t run_filled(tc_bundle *bundle, tcr_engine *engine, const int64_t *
     const tcr_tensor *spec = &contract->outputs[i];
     if (engine->passed[count + i] == outputs[i]) continue;
     status = output_shapes(bundle, engine, sizes, i, from, to, problem);
-    tcr_copy_block(tcr_item_size(spec->dtype), spec->rank, to, engine->passed[count + i], from, start, outputs[i], to,
+    tcr_copy_block(tc_item_size(spec->dtype), spec->rank, to, engine->passed[count + i], from, start, outputs[i], to,
                    start);
   }
   return status;
@@ -193,7 +193,7 @@ static void copy_part(const tcr_tensor *spec, const int64_t *whole, const part *
     extent[axis] = along ? piece->size : whole[axis];
     start[axis] = along ? piece->start : 0;
   }
-  size_t item = tcr_item_size(spec->dtype);
+  size_t item = tc_item_size(spec->dtype);
   if (out)
     tcr_copy_block(item, spec->rank, extent, dense, extent, zero, array, whole, start);
   else

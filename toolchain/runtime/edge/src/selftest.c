@@ -86,7 +86,7 @@ static void compare(const tc_bundle *bundle, const char *name, const tc_value *g
     return;
   }
   double error = 0, dot = 0, mine = 0, its = 0;
-  for (size_t i = 0; i < got->bytes / tcr_item_size(got->dtype); i++) {
+  for (size_t i = 0; i < got->bytes / tc_item_size(got->dtype); i++) {
     double a = tcr_element(got->dtype, got->data, i), b = tcr_element(recorded->dtype, recorded->data, i);
     double off = fabs(a - b);
     if (!(off <= error)) error = isnan(error) ? error : off; /* NaN stays */
