@@ -151,6 +151,10 @@ def test_a_known_head_says_nothing_of_the_body(site: Site, binary: bool) -> None
         assert site.ask(post(good, header)).startswith(b"HTTP/1.1 200 ")
     known = site.frontends.http.heads.known
     assert post(good, header)[: -len(good)] in known, "the head is known by now"
+    for other in (good + bytes(4), good[:-4], good + bytes(1)):
+        new = site.ask(post(other, header, f"X-Number: {next(_NUMBERS)}"))
+        assert new.startswith(b"HTTP/1.1 400 ")
+        assert [site.ask(post(other, header)) for _ in range(3)] == [new] * 3
     for broken in (bytes(len(good)), good[::-1], text[:-1] + b" " + tail, text.replace(b"FP32", b"FP64") + tail):
         new = site.ask(post(broken, header, f"X-Number: {next(_NUMBERS)}"))
         assert new.startswith(b"HTTP/1.1 400 ")
