@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +10,25 @@ import pytest
 
 if TYPE_CHECKING:
     from helpers.edge_samples import Runtime
+    from tvm_support import Stages
 
     from toolchain.runtime.edge.build import RunnerFiles
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
+    """Runs compile stages in children of one worker pool."""
+    import tvm_support
+
+    yield from tvm_support.stages(tmp_path_factory.mktemp("stages"))
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ``onnx`` artifact of a small network for 8x8 images."""
+    from tvm_support import digits_cnn
+
+    return digits_cnn(tmp_path_factory.mktemp("digits") / "onnx")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import ctypes
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import tvm_support
 from onnx import TensorProto, helper, numpy_helper
-from tvm_support import X86_V3, Stages, digits_cnn
+from tvm_support import X86_V3, Stages
 
 from toolchain.native_engine import NativeEngine, NativeError
 from toolchain.stages import compile_tvm
@@ -28,16 +26,6 @@ from toolchain.tvm.machine import Machine
 from toolchain.tvm.pipeline import Notes
 
 OPTIONS = Options(X86_V3, "cpu", "x86_64", True, 256, 16, "cc", "2.28", "fp32", form="aot")
-
-
-@pytest.fixture(scope="module")
-def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
-    yield from tvm_support.stages(tmp_path_factory.mktemp("stages"))
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digits_cnn(tmp_path_factory.mktemp("digits") / "onnx")
 
 
 @pytest.fixture(scope="module")

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
-import pytest
-import tvm_support
 from tvm_support import Stages, digits_cnn
 
 from toolchain.errors import ExitCode
 from toolchain.stages import compile_ort
 from toolchain.stages.compile_ort import CPU, Options
-
-
-@pytest.fixture(scope="module")
-def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
-    yield from tvm_support.stages(tmp_path_factory.mktemp("stages"))
 
 
 def test_the_model_is_carried_unchanged_and_loads(stages: Stages, tmp_path: Path) -> None:

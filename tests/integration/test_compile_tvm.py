@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tvm_support
 from onnx import helper
-from tvm_support import BATCH, X86_V3, X86_V4, Graph, Stages, attention, cortex, digits_cnn, save_unary
+from tvm_support import BATCH, X86_V3, X86_V4, Graph, Stages, attention, cortex, save_unary
 
 from toolchain.data import Batch, write_batches
 from toolchain.errors import ExitCode
@@ -22,6 +20,7 @@ from toolchain.quantize.dynamic import quantize_dynamic
 from toolchain.quantize.model import load_prepared, write_model
 from toolchain.quantize.scheme import Scheme
 from toolchain.quantize.static import quantize_static
+from toolchain.stage import StageContext
 from toolchain.stages import compile_tvm
 from toolchain.stages.compile_tvm import Options
 from toolchain.tvm.cuda import kernel_architectures
@@ -34,16 +33,6 @@ pytestmark = pytest.mark.skipif(
     detect_host().arch != "x86_64" or "avx2" not in detect_host().cpu_features,
     reason="these tests run AVX2 code on this machine",
 )
-
-
-@pytest.fixture(scope="module")
-def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
-    yield from tvm_support.stages(tmp_path_factory.mktemp("stages"))
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digits_cnn(tmp_path_factory.mktemp("digits") / "onnx")
 
 
 def test_dynamic_batch_gives_one_engine_that_agrees_with_onnxruntime(stages: Stages, digits: Path) -> None:
@@ -63,6 +52,17 @@ def test_dynamic_batch_gives_one_engine_that_agrees_with_onnxruntime(stages: Sta
     assert ran.facts["linker"] == "cc"
     assert ran.facts["bytes"] == (ran.engine / "model.so").stat().st_size
     assert (ran.engine / "contract.json").read_bytes() == (digits / "contract.json").read_bytes()
+
+
+def test_a_model_too_large_for_one_library_is_refused_before_it_is_read(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compile_tvm, "LIBRARY_LIMIT", 1000)
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    (tmp_path / "model.onnx.data").write_bytes(bytes(1000))
+    result = compile_tvm.run(StageContext({"onnx": tmp_path}, V3, tmp_path / "out", tmp_path))
+    assert "TVM's engines hold them in one library" in result.refused
+    assert not (tmp_path / "out").exists()
 
 
 def test_avx512_code_is_made_and_checked_by_proxy_where_it_cannot_run(stages: Stages, digits: Path) -> None:

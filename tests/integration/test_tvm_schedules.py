@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tvm_support
 from onnx import TensorProto
 from tvm_support import X86_V3, Graph, Stages, save_unary
 
@@ -24,11 +23,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 Shape = list[int | str]
-
-
-@pytest.fixture(scope="module")
-def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
-    yield from tvm_support.stages(tmp_path_factory.mktemp("stages"))
 
 
 def conv_odd(g: Graph) -> str:
