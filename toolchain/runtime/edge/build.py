@@ -24,8 +24,9 @@ EDGE = Path(__file__).resolve().parent
 LIBRARY_NAME = "libtoolchain_runtime.so"
 PROGRAM_NAME = "bundle-run"
 RUNTIME_SOURCES = (
-    "buckets", "bundle", "contract", "engine_aot", "error", "files", "hash", "hash_fast", "host", "interface", "json",
-    "json_tree", "layout", "library", "manifest", "numpy", "release", "run", "selftest", "values",
+    "buckets", "bundle", "contract", "engine_aot", "engine_vm", "error", "files", "hash", "hash_fast", "host", "host_riscv",
+    "interface", "json", "json_tree", "layout", "library", "manifest", "numpy", "release", "run", "selftest", "tvm_load",
+    "values",
 )  # fmt: skip
 PROGRAM_SOURCES = ("cli_bench", "cli_files", "cli_json", "main")
 WASM = "wasm32"

@@ -245,6 +245,9 @@ static int bit_of(const char *names, const char *feature) {
 static bool has_bit(unsigned long type, int bit) { return bit >= 0 && (getauxval(type) >> bit & 1); }
 
 bool tcr_host_has(const char *feature) {
+#if defined(__riscv)
+  if (strlen(feature) > 1) return tcr_riscv_has(feature);
+#endif
   return has_bit(AT_HWCAP, bit_of(first, feature)) || has_bit(AT_HWCAP2, bit_of(second, feature));
 }
 

@@ -65,6 +65,7 @@ bool tcr_is_host_arch(const char *name);
 int tcr_host_elf_machine(void);
 const char *tcr_elf_machine_name(int machine);
 bool tcr_host_has(const char *feature);
+bool tcr_riscv_has(const char *extension); /* host_riscv.c */
 void tcr_host_describe(char *text, size_t bytes);
 const char *tcr_host_processor(void); /* LLVM's name, or "" */
 
@@ -166,7 +167,7 @@ int32_t tcr_read_blob(const char *folder, const char *digest, uint64_t size, uin
 int32_t tcr_verify_all(const tcr_layout *layout, tcr_problem *problem);
 void tcr_free_layout(tcr_layout *layout);
 
-/* engine.c and engine_aot.c: what runs at sizes that it was compiled for. */
+/* engine.c, engine_aot.c and engine_vm.c: what runs at sizes that it was compiled for. */
 typedef struct tcr_engine tcr_engine;
 typedef struct tcr_engine_ops {
   const char *form;
@@ -178,11 +179,17 @@ typedef struct tcr_engine_ops {
   void (*close)(tcr_engine *engine);
   /* Memory of its own for an input of the contract, filled anew before each run; NULL where there is none. */
   void *(*input_memory)(const tcr_engine *engine, uint32_t input);
+  /* An output of the last run, whose size that run told: its shape and bytes, and a copy where room is enough.  NULL:
+   * all sizes are known before. */
+  int32_t (*take)(const tcr_engine *engine, uint32_t output, int64_t *shape, void *to, size_t room, size_t *bytes,
+                  tcr_problem *problem);
 } tcr_engine_ops;
 
 struct tcr_engine {
   const tcr_engine_ops *ops; /* NULL: not opened yet */
   const tcr_contract *contract;
+  const tcr_layout *layout; /* vm: where TVM's libraries are */
+  struct tcr_machine *machine;
   const int64_t *fixed;
   int32_t threads;
   const tc_model *model; /* aot: linked, or of the library */
@@ -198,7 +205,7 @@ struct tcr_engine {
   void **passed;      /* what it gets: those, or the caller's */
 };
 
-extern const tcr_engine_ops tcr_aot;
+extern const tcr_engine_ops tcr_aot, tcr_vm;
 int32_t tcr_check_library(const char *path, const char *name, tcr_problem *problem);
 
 /* buckets.c */
@@ -247,6 +254,7 @@ struct tc_bundle {
   uint32_t flags;
   int32_t threads;
   tcr_engine *engines; /* one for each variant */
+  const tcr_engine *ran; /* the last that did, outputs of unknown size can be taken from it */
   tcr_variant *variants;
   uint32_t num_variants;
   tcr_variant own_variant;
@@ -267,6 +275,9 @@ void tcr_engine_close(tc_bundle *bundle, uint32_t index);
 int32_t tcr_shape_of(tc_bundle *bundle, int64_t *sizes, uint32_t output, int64_t *shape, tcr_problem *problem);
 int32_t tcr_execute(tc_bundle *bundle, int64_t *sizes, const void *const *inputs, void *const *outputs,
                     tcr_problem *problem);
+/* After a run, an output of unknown size: see tcr_engine_ops. */
+int32_t tcr_take(const tc_bundle *bundle, uint32_t output, int64_t *shape, void *to, size_t room, size_t *bytes,
+                 tcr_problem *problem);
 
 /* values.c: with the lock held. */
 int32_t tcr_run_values(tc_bundle *bundle, const tc_value *inputs, uint32_t num_inputs, tc_value *outputs,
