@@ -135,10 +135,13 @@ def _annotate(_machine: Machine, _notes: Notes) -> list[Any]:
     return [transform.AnnotateTIROpPattern(), fuse_tables(), fold_remaining(), transform.DeadCodeElimination()]
 
 
-def _fuse(_machine: Machine, _notes: Notes) -> list[Any]:
+def _fuse(machine: Machine, _notes: Notes) -> list[Any]:
     from tvm.relax import transform
 
-    return [transform.FuseOps(), transform.FuseTIR(), transform.DeadCodeElimination()]
+    from toolchain.tvm.graph.shared import share_loop_nests
+
+    shared = [share_loop_nests()] if machine.kind == "cpu" else []
+    return [transform.FuseOps(), transform.FuseTIR(), transform.DeadCodeElimination(), *shared]
 
 
 def _vectorizable(machine: Machine, _notes: Notes) -> list[Any]:
