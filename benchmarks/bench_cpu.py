@@ -25,7 +25,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Times our engines beside others on this CPU.")
     add = parser.add_argument
-    add("--model", action="append", choices=sorted(all_models()), metavar="NAME", help="repeatable; default: all")
+    add("--model", action="append", choices=sorted(all_models()), metavar="NAME", help="repeatable; default: the list")
     add("--precision", action="append", choices=PRECISIONS, help="repeatable; default: fp32 and int8")
     add("--threads", action="append", help="1, all or a number; repeatable; default: 1 and all")
     add("--contenders", default=",".join(CONTENDERS), help="comma-separated, of: " + ", ".join(CONTENDERS))
@@ -50,7 +50,7 @@ def main() -> int:
     results: dict[str, Any] = {"machine": report.machine(), "profile": options.profile, "dynamic": options.dynamic}
     print(report.heading(results))
     precisions = options.precision or ["fp32", "int8"]
-    chosen = [models[name] for name in options.model or models]
+    chosen = [models[name] for name in options.model or (name for name in models if not models[name].further)]
     threads = [_threads(text) for text in options.threads or ["1", "all"]]
     if options.peak:
         results["peak"] = workshop.peak()

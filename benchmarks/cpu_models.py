@@ -23,6 +23,7 @@ class Model:
         int8: what ``--precision int8`` means for it.  Static (QDQ) everywhere: that is the form that all
             contenders take, also for MiniLM, whose accuracy would ask for int8-dynamic in a release.
         build_only: timed in the build table alone (how build time grows with depth).
+        further: beyond the list: only when asked for by name.
         dynamic: whether the named axes stay dynamic.
     """
 
@@ -33,6 +34,7 @@ class Model:
     checkpoint: str = ""
     int8: str = "int8-static"
     build_only: bool = False
+    further: bool = False
     dynamic: bool = False
 
     @property
@@ -55,7 +57,7 @@ class Model:
 
 def all_models(dynamic: bool = False) -> dict[str, Model]:
     """Every model by name, in the order of the tables."""
-    models = [*_convolutional(), *_transformers(), *_recurrent()]
+    models = [*_convolutional(), *_transformers(), *_recurrent(), *_further()]
     return {model.name: replace(model, dynamic=dynamic) for model in models}
 
 
@@ -108,3 +110,14 @@ def _transformers() -> list[Model]:
 def _recurrent() -> list[Model]:
     x = InputSpec("x", "float32", ("batch", "sequence", 128))
     return [Model("gru", "benchmarks/models/recurrent.py:gru", (x,), {"batch": 1, "sequence": 64})]
+
+
+def _further() -> list[Model]:
+    own = "benchmarks/models/further.py"
+    image = InputSpec("image", "float32", ("batch", 3, 128, 128))
+    clip = InputSpec("clip", "float32", ("batch", 3, 8, 56, 56))
+    images = [
+        Model(name, f"{own}:{name}", (image,), {"batch": 1}, further=True)
+        for name in ("unet", "unet_bilinear", "convnext", "resnext", "style_transfer")
+    ]
+    return [*images, Model("video", f"{own}:video", (clip,), {"batch": 1}, further=True)]

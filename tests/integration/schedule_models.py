@@ -86,6 +86,34 @@ def lines(g: Graph) -> Built:
     return Built(g.add("AveragePool", x, kernel_shape=[3], strides=[2]), {"x": [2, 12, 40]}, ["convolution"])
 
 
+def volumes(g: Graph) -> Built:
+    x = g.add(
+        "Conv", "x", g.weight(12, 3, 3, 2, 3, scale=0.2), g.weight(12), pads=[1, 0, 1, 2, 1, 0], strides=[2, 1, 1]
+    )
+    x = g.add("Conv", g.add("Relu", x), g.weight(16, 6, 2, 3, 3, scale=0.2), group=2, dilations=[2, 1, 1], pads=[1] * 6)
+    x = g.add("MaxPool", x, kernel_shape=[1, 2, 2], strides=[1, 2, 2])
+    return Built(x, {"x": ["n", 3, 8, 7, 10]}, ["convolution"], [{"n": 1}, {"n": 3}])
+
+
+def narrow_groups(g: Graph) -> Built:
+    x = g.add("Conv", "x", g.weight(32, 16, 1, 1, scale=0.2), g.weight(32))
+    x = g.add("Conv", x, g.weight(64, 4, 3, 3, scale=0.2), g.weight(64), group=8, pads=[1] * 4, strides=[2, 2])
+    x = g.add("Conv", g.add("Relu", x), g.weight(64, 8, 3, 3, scale=0.1), group=8, pads=[1] * 4)
+    return Built(x, {"x": ["n", 16, 14, 11]}, ["convolution"], [{"n": 1}, {"n": 2}])
+
+
+def instance_norm(g: Graph) -> Built:
+    x = g.add("InstanceNormalization", "x", g.weight(5), g.weight(5), epsilon=1e-3)
+    return Built(g.add("Relu", x), {"x": ["n", 5, 9, 13]}, ["rows"], [{"n": 1}, {"n": 3}])
+
+
+def powers(g: Graph) -> Built:
+    x = g.add("Pow", "x", g.constant(np.float32(3)))
+    square = g.add("Pow", "x", g.constant(np.array([2.0], np.float32)))
+    y = g.add("Log", g.add("Add", square, g.constant(np.float32(0.1))))
+    return Built(g.add("Add", x, y), {"x": ["n", 3, 37]}, ["generic"], [{"n": 1}, {"n": 2}])
+
+
 def dense(g: Graph) -> Built:
     x = g.add("Gemm", "x", g.weight(45, 67, scale=0.1), g.weight(45), transB=1)
     half, one = g.constant(np.float32(0.5)), g.constant(np.float32(1))
@@ -202,9 +230,9 @@ def images_of_any_size(g: Graph) -> Built:
 
 
 FLOAT: tuple[Callable[[Graph], Built], ...] = (
-    separable, first_layer, strided_dilated_grouped, depthwise, winograd, transposed, lines, dense, projection,
-    batched_product, attention, images_of_any_size, layer_norm, group_norm, rms_norm, softmax, pools,
-    reductions, elementwise, embedding, moves, resize, lstm, gru,
+    separable, first_layer, strided_dilated_grouped, narrow_groups, depthwise, winograd, transposed, lines, volumes,
+    dense, projection, batched_product, attention, images_of_any_size, layer_norm, group_norm, instance_norm,
+    rms_norm, softmax, pools, reductions, elementwise, powers, embedding, moves, resize, lstm, gru,
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The polynomials that stand for exp, erf, tanh and the logistic function, compiled and run."""
+"""The polynomials that stand for exp, log, erf, tanh and the logistic function, compiled and run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from toolchain.tvm import transcendental
 from toolchain.tvm.library import load_tvm
 
 LENGTH = 1 << 16
+NAMES = ("exp", "log", "erf", "tanh", "sigmoid")
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +26,12 @@ def compiled() -> dict[str, Any]:
         y = te.compute((LENGTH,), lambda i: getattr(te, name)(x[i]), name="y")
         return te.create_prim_func([x, y]).with_attr("global_symbol", name)
 
-    module = tvm.IRModule({name: nest(name) for name in ("exp", "erf", "tanh", "sigmoid")})
+    module = tvm.IRModule({name: nest(name) for name in NAMES})
     module = transcendental.vector_functions()(module)
     text = str(module.script())
-    assert not any(f"T.{name}(" in text for name in ("exp", "erf", "tanh", "sigmoid"))
+    assert not any(f"T.{name}(" in text for name in NAMES)
     library = tvm.compile(module, target="llvm")
-    return {name: library[name] for name in ("exp", "erf", "tanh", "sigmoid")}
+    return {name: library[name] for name in NAMES}
 
 
 def run(function: Any, x: np.ndarray) -> np.ndarray:
@@ -67,6 +68,20 @@ def test_values_are_within_a_few_units_in_the_last_place(
     want = exact(function, x)
     error = np.abs(run(compiled[name], x) - want) / np.spacing(np.abs(want).astype(np.float32))
     assert error.max() <= ulps
+
+
+def test_logarithms_of_all_sizes_are_within_two_units_in_the_last_place(compiled: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    spread = 2.0 ** rng.uniform(-148, 127.9, 30000)
+    x = np.concatenate([spread, rng.uniform(0.5, 2.0, 30000), [1.0, 1.17549435e-38, 1e-45, 3.4e38]]).astype(np.float32)
+    want = exact(math.log, x)
+    error = np.abs(run(compiled["log"], x) - want) / np.spacing(np.abs(want).astype(np.float32))
+    assert error.max() <= 2
+
+
+def test_logarithms_of_what_has_none(compiled: dict[str, Any]) -> None:
+    got = run(compiled["log"], np.array([0.0, -0.0, -1.0, -np.inf, np.inf, np.nan, -1e-45], np.float32))
+    np.testing.assert_array_equal(got, [-np.inf, -np.inf, np.nan, np.nan, np.inf, np.nan, np.nan])
 
 
 def test_the_logistic_function_is_exact_to_two_units_of_one(compiled: dict[str, Any]) -> None:

@@ -92,9 +92,10 @@ def _simplify(machine: Machine, _notes: Notes) -> list[Any]:
     from toolchain.tvm.graph.lines import lines_as_images
     from toolchain.tvm.graph.products import flatten_rows
     from toolchain.tvm.graph.reshapes import sink_reshapes
+    from toolchain.tvm.graph.volumes import volumes_as_images
 
-    lines = [lines_as_images()] if machine.kind == "cpu" else []
-    return [name_bounds(), *lines, flatten_rows(), sink_reshapes(), transform.CanonicalizeBindings()]
+    images = [lines_as_images(), volumes_as_images()] if machine.kind == "cpu" else []
+    return [name_bounds(), *images, flatten_rows(), sink_reshapes(), transform.CanonicalizeBindings()]
 
 
 def _layout(machine: Machine, _notes: Notes) -> list[Any]:

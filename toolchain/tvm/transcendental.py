@@ -1,13 +1,13 @@
-"""Exponential, error function, hyperbolic tangent and logistic function of float32 as polynomials.
+"""Exponential, logarithm, error function, hyperbolic tangent and logistic function of float32 as polynomials.
 
 LLVM has no vector form of these functions without a vector math library: one call per element is left, which
 made GELU cost as much as the matrix products around it.  Polynomials of a few multiplications vectorize with the
 loop that they stand in.  Each is accurate to a few units in the last place over the whole range of float32
 (tests compare with numpy's float64), treats infinities as the function does, and keeps NaN.
 
-Sources: exp by argument reduction with the coefficients of the Cephes library (``expf.c``); tanh by the rational
-minimax approximation of degree 13/6 that Eigen uses (``ptanh_float``), x itself near zero; erf by the rational
-approximation of degree 13/8 on [-4, 4] that Eigen used (``perf`` of version 3.4).
+Sources: exp and log by argument reduction with the coefficients of the Cephes library (``expf.c``, ``logf.c``); tanh by
+the rational minimax approximation of degree 13/6 that Eigen uses (``ptanh_float``), x itself near zero; erf by the
+rational approximation of degree 13/8 on [-4, 4] that Eigen used (``perf`` of version 3.4).
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from typing import Any
 from toolchain.tvm.library import load_tvm
 
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+_LOG = (
+    7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1,
+    2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
+)  # fmt: skip
 _TANH_ODD = (
     -2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08,
     1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03,
@@ -39,7 +43,7 @@ def vector_functions() -> Any:
     import tvm_ffi
     from tvm import ir, tirx
 
-    forms = {"tirx.exp": exp, "tirx.erf": erf, "tirx.tanh": tanh, "tirx.sigmoid": sigmoid}
+    forms = {"tirx.exp": exp, "tirx.log": log, "tirx.erf": erf, "tirx.tanh": tanh, "tirx.sigmoid": sigmoid}
 
     def write_out(call: Any) -> Any:
         form = forms.get(str(call.op.name)) if isinstance(call.op, ir.Op) else None
@@ -101,6 +105,40 @@ def exp(x: Any) -> Any:
         return _bind("r", rest, lambda r: (_horner(r, _EXP) * r * r + r + _constant(1.0)) * first * second)
 
     return _bind("v", _clamp(x, -104.0, 88.8), of_bounded)
+
+
+def log(x: Any) -> Any:
+    """Sum of e ln 2 and a polynomial for 1 + m, where x = 2^e (1 + m) and m lies around 0; x of any sign and size."""
+    from tvm import tirx
+
+    least, root = 1.17549435e-38, 0.70710678118654752440
+
+    def of(v: Any) -> Any:
+        tiny = v < _constant(least)  # subnormal numbers are scaled by 2^23
+        scaled = tirx.Select(tiny, v * _constant(8388608.0), v)
+        normal = _bind("w", scaled, lambda w: of_bits(w, tirx.Select(tiny, _constant(23.0), _constant(0.0))))
+        below = tirx.Select(tirx.EQ(v, _constant(0.0)), _constant(float("-inf")), _constant(float("nan")))
+        return tirx.Select(v > _constant(0.0), tirx.Select(v < _constant(float("inf")), normal, v), below)
+
+    def of_bits(w: Any, scale: Any) -> Any:
+        bits, place = tirx.reinterpret("int32", w), tirx.const(23, "int32")
+        exponent = bits >> place
+        mantissa = tirx.reinterpret("float32", bits - (exponent << place) + tirx.const(0x3F000000, "int32"))
+        power = tirx.Cast("float32", exponent - tirx.const(126, "int32")) - scale
+        return _bind("m", mantissa, lambda m: of_parts(m, power))
+
+    def of_parts(m: Any, e: Any) -> Any:
+        low = m < _constant(root)
+        power = e - tirx.Select(low, _constant(1.0), _constant(0.0))
+        fraction = tirx.Select(low, m + m, m) - _constant(1.0)
+        return _bind("e", power, lambda n: _bind("f", fraction, lambda f: polynomial(f, n)))
+
+    def polynomial(f: Any, n: Any) -> Any:
+        square = f * f
+        small = _horner(f, _LOG) * f * square + n * _constant(-2.12194440e-4) - _constant(0.5) * square
+        return f + small + n * _constant(0.693359375)
+
+    return _bind("v", x, of)
 
 
 def _power_of_two(n: Any) -> Any:

@@ -10,7 +10,7 @@ from toolchain.tvm.graph.rewrite import Graph
 from toolchain.tvm.graph.values import constant_of, dtype_of, ints, operator_of, shape_of
 from toolchain.tvm.intrinsics import DATA_TYPE, FITS, NEON, PAIR, QUAD, grouping
 from toolchain.tvm.loops import OUT_FUSIBLE, i8mm
-from toolchain.tvm.loops.conv import Conv2d, choose_conv_tile
+from toolchain.tvm.loops.conv import Conv2d, choose_conv_tile, merge_groups
 from toolchain.tvm.loops.conv_int8 import (
     ConvMarks,
     conv2d_int8,
@@ -25,6 +25,9 @@ from toolchain.tvm.tiles import NEON_SCRATCH, ceil_div
 
 if TYPE_CHECKING:
     import numpy as np
+
+_MERGED = 4
+"""Most groups computed as one, with zeros between them: beyond that the loop nest for any product is no slower."""
 
 Block = Callable[[Any, int], Any]
 """Gives a plain image in blocked layout, for a number of lanes."""
@@ -50,8 +53,12 @@ def conv2d_blocked(graph: Graph, call: Any, conv: Conv2d, machine: Machine, bloc
         return None
     if conv.groups == oc and per_group == 1:
         return _depthwise(graph, data, weights, machine, block)
-    if conv.groups > 1 and (per_group % lanes or oc // conv.groups % lanes):
-        return None
+    if conv.groups > 1:
+        merged = merge_groups(weights, conv, lanes, _MERGED)
+        if merged is None:
+            return None
+        weights, conv = merged
+        data, per_group = replace(data, conv=replace(data.conv, groups=conv.groups)), weights.shape[1]
     width = QUAD if per_group <= QUAD and lanes > QUAD else lanes
     source, data, shift = _signed(graph, block(data.image, width), data, dot)
     out = data.conv.output(shape[2], shape[3], weights.shape[2:])

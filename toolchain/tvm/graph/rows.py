@@ -59,13 +59,17 @@ class _Rows:
         last = _last(ints(call.attrs.axes), len(shape))
         if not last:
             return call
-        epsilon, operands = float(call.attrs.epsilon), [call.args[0], *(_flat(graph, a) for a in call.args[1:])]
+        epsilon, source = float(call.attrs.epsilon), call.args[0]
         if operator_of(call) == "relax.nn.rms_norm":
+            operands = [source, _flat(graph, call.args[1])]
             return self._rows(graph, call, last, lambda x, g: rms_norm(x, g, self._lanes, epsilon), operands)
-        scale, center = bool(call.attrs.scale), bool(call.attrs.center)
+        used = [bool(call.attrs.scale), bool(call.attrs.center)]
+        operands = [source, *(_flat(graph, a) for a, needed in zip(call.args[1:], used, strict=True) if needed)]
 
-        def kernel(x: Any, g: Any, b: Any) -> Any:
-            return layer_norm(x, g if scale else None, b if center else None, self._lanes, epsilon)
+        def kernel(x: Any, *given: Any) -> Any:
+            rest = iter(given)
+            scale, center = (next(rest) if needed else None for needed in used)
+            return layer_norm(x, scale, center, self._lanes, epsilon)
 
         return self._rows(graph, call, last, kernel, operands)
 

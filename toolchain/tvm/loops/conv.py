@@ -8,7 +8,7 @@ multiplied with ``vectors`` vectors of weights.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from toolchain.tvm.loops import COLUMNS, ROWS, RULE, VECTORS
@@ -35,6 +35,28 @@ class Conv2d:
             (height + top + bottom - spans[0]) // self.strides[0] + 1,
             (width + left + right - spans[1]) // self.strides[1] + 1,
         )
+
+
+def merge_groups(weights: np.ndarray, conv: Conv2d, lanes: int, most: int) -> tuple[np.ndarray, Conv2d] | None:
+    """Weights (oc, ic/groups, kh, kw) and sizes with groups that are whole vectors of channels.
+
+    As few neighbours as possible become one group, whose weights between one's outputs and another's inputs are zero:
+    that multiplies with zeros, but at the full speed of vectors.  None where it would take more than ``most``.
+    """
+    import numpy as np
+
+    oc, inputs, *kernel = weights.shape
+    outputs = oc // conv.groups
+    wanted = (n for n in range(1, most + 1) if conv.groups % n == 0)
+    merged = next((n for n in wanted if n * inputs % lanes == 0 and n * outputs % lanes == 0), None)
+    if merged is None or merged == 1:
+        return (weights, conv) if merged else None
+    groups = conv.groups // merged
+    dense = np.zeros((groups, merged, outputs, merged, inputs, *kernel), weights.dtype)
+    split = weights.reshape(groups, merged, outputs, inputs, *kernel)
+    for member in range(merged):
+        dense[:, member, :, member] = split[:, member]
+    return dense.reshape(oc, merged * inputs, *kernel), replace(conv, groups=groups)
 
 
 def pack_weights(weights: np.ndarray, lanes: int, block: int, vectors: int) -> np.ndarray:

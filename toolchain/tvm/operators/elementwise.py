@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from toolchain.tvm.operators.node import Converter, OpNode, Unsupported, constant
+from toolchain.tvm.operators.node import Converter, OpNode, Unsupported, constant, constant_value
 
 
 def number(node: OpNode, value: float, index: int = 0) -> Any:
@@ -76,12 +76,34 @@ def _mod(node: OpNode) -> Any:
     return node.emit_te(compute, node.input(0), node.input(1), name="floor_mod")
 
 
+def _constant_power(node: OpNode) -> Any:
+    """A small whole power of float32 as multiplications: the C library's function takes ten times as long, a value."""
+    from tvm import relax
+
+    op, base, exponent = relax.op, node.input(0), constant_value(node.input(1))
+    if node.dtype(0) != "float32" or exponent is None or exponent.size != 1 or exponent.ndim > node.rank(0):
+        return None
+    match float(exponent.reshape(())):
+        case 1.0:
+            return base
+        case 2.0:
+            return op.multiply(base, base)
+        case 3.0:
+            return op.multiply(node.emit(op.multiply(base, base)), base)
+        case -1.0:
+            return op.divide(number(node, 1), base)
+    return None
+
+
 def _pow(node: OpNode) -> Any:
     """The result has the base's type; integer powers of integers are exact as float64 up to 2**53."""
     from tvm import relax
 
     op, (base, exponent) = relax.op, node.inputs[:2]
     dtype, other = node.dtype(0), node.dtype(1)
+    power = _constant_power(node)
+    if power is not None:
+        return power
     if dtype == other and is_float(dtype):
         return node.default()
     if is_float(dtype):

@@ -28,6 +28,22 @@ def _layer_normalization(node: OpNode) -> Any:
     return relax.Tuple([node.emit(y), mean, inverse])
 
 
+def _instance_normalization(node: OpNode) -> Any:
+    """Each channel of each image normalized on its own: a layer normalization over the axes of the image."""
+    from tvm import relax
+
+    op, x, rank = relax.op, node.input(0), node.rank(0)
+    image = relax.ShapeExpr(list(x.ty.shape.values)[2:]) if rank > 2 and x.ty.shape is not None else None
+    if image is None or node.dtype(0) not in ("float32", "float16"):
+        return node.default()
+    unused = node.emit(op.zeros(image, node.dtype(0)))
+    axes, epsilon = list(range(2, rank)), float(node.attrs.get("epsilon", 1e-5))
+    normal = node.emit(op.nn.layer_norm(x, unused, unused, axes, epsilon, center=False, scale=False))
+    wide = relax.ShapeExpr([node.input(1).ty.shape.values[0], *[1] * (rank - 2)])
+    scale, bias = (node.emit(op.reshape(node.input(index), wide)) for index in (1, 2))
+    return op.add(node.emit(op.multiply(normal, scale)), bias)
+
+
 def _lp_normalization(node: OpNode) -> Any:
     """X over its norm along one axis; 0 where the norm is 0."""
     from tvm import relax
@@ -60,6 +76,7 @@ def _rms_normalization(node: OpNode) -> Any:
 
 
 CONVERTERS: dict[str, Converter] = {
+    "InstanceNormalization": _instance_normalization,
     "LayerNormalization": _layer_normalization,
     "LpNormalization": _lp_normalization,
     "RMSNormalization": _rms_normalization,
