@@ -40,6 +40,7 @@ class ExitCode(IntEnum):
     MISSING_TOOL = 40
     STORAGE = 41
     DEVICE = 42
+    REGISTRY = 43
     INTERNAL = 70
     INTERRUPTED = 130
 

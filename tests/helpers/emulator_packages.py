@@ -137,6 +137,20 @@ def ssh_server_folder() -> Path:
     return _made("sshd", "", make)
 
 
+def programs_folder(name: str, *packages: str) -> Path:
+    """A root with Debian ``packages`` for this machine, and what of their needs it lacks.
+
+    Raises:
+        EmulatorError: apt doesn't have them.
+    """
+
+    def make(folder: Path) -> None:
+        for package in _apt_download(folder, _host_architecture(), packages, installed=True):
+            _call(["dpkg", "-x", package, folder], "unpack a package")
+
+    return _made(name, " ".join(packages), make)
+
+
 def _made(name: str, inputs: str, make: Callable[[Path], None]) -> Path:
     """The folder that ``make`` fills, made once for these inputs; whole or not there."""
     key = hashlib.sha256("\n".join([_VERSION, name, inputs, os.environ.get(SOURCES, "")]).encode()).hexdigest()[:16]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers.bundle_samples import bundle_spec, matrix_engine, requirements, sample_release
+from helpers.keys import make_key, openssl
 
 from toolchain.artifact import canonical_json, digest_bytes
 from toolchain.bundle.check import read_index
@@ -26,18 +26,6 @@ from toolchain.errors import ExitCode, ToolchainError
 from toolchain.runtime import load
 
 TARGETS = {"one": requirements(), "two": requirements()}
-
-
-def openssl(*words: object) -> None:
-    subprocess.run(["openssl", *map(str, words)], check=True, capture_output=True)
-
-
-def make_key(path: Path, *kind: str) -> tuple[Path, Path]:
-    """A private key and its public key, made by OpenSSL."""
-    words = kind or ("-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
-    openssl("genpkey", *words, "-out", path)
-    openssl("pkey", "-in", path, "-pubout", "-out", path.with_suffix(".pub"))
-    return path, path.with_suffix(".pub")
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +130,12 @@ def flips(data: bytes, count: int) -> Iterator[bytes]:
         yield bytes(bad)
 
 
+def use_all(release: Path, key: Path) -> None:
+    load(release, "one", trust_key=key).close()
+    # What this bundle does not use is noticed when all is verified.
+    open_release(release).verify()
+
+
 def test_a_flipped_bit_in_any_file_of_a_signed_release_is_refused(
     release: Path, keys: dict[str, tuple[Path, Path]]
 ) -> None:
@@ -156,9 +150,7 @@ def test_a_flipped_bit_in_any_file_of_a_signed_release_is_refused(
             path.write_bytes(bad)
             try:
                 with pytest.raises(ToolchainError) as caught:
-                    load(release, "one", trust_key=keys["own"][1]).close()
-                    # What this bundle does not use is noticed when all is verified.
-                    open_release(release).verify()
+                    use_all(release, keys["own"][1])
                 assert caught.value.code in (ExitCode.DAMAGED_BUNDLE, ExitCode.UNTRUSTED), path
             finally:
                 path.write_bytes(good)

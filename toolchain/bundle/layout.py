@@ -104,8 +104,10 @@ def index_json(root: Descriptor, signatures: Sequence[Descriptor] = ()) -> bytes
     return canonical_json({"schemaVersion": 2, "mediaType": MEDIA_TYPE_INDEX, "manifests": manifests})
 
 
-def write_layout(layout: Layout, folder: Path) -> None:
+def write_layout(layout: Layout, folder: Path, *, link: bool = False) -> None:
     """Write ``layout`` into an existing empty ``folder``, each file synced to the disk.
+
+    ``link``: files were checked and synced already, and are linked instead of copied where that is possible.
 
     Raises:
         ToolchainError: STORAGE, a source file changed since it was hashed.
@@ -116,10 +118,19 @@ def write_layout(layout: Layout, folder: Path) -> None:
         destination = folder / path
         destination.parent.mkdir(parents=True, exist_ok=True)
         folders.update({destination.parent, destination.parent.parent})
-        _write_blob(blob, destination)
+        if not (link and isinstance(blob.source, Path) and _linked(blob.source, destination)):
+            _write_blob(blob, destination)
     for each in folders:
         if each.is_relative_to(folder):
             sync_folder(each)
+
+
+def _linked(source: Path, destination: Path) -> bool:
+    try:
+        os.link(source, destination)
+    except OSError:
+        return False  # Another file system, or one without hard links.
+    return True
 
 
 def _write_blob(blob: Blob, destination: Path) -> None:

@@ -167,16 +167,16 @@ def release_layout(
     return Layout(root, {index.digest: index} | {d: blob for part in blobs for d, blob in part.items()})
 
 
-def place_layout(layout: Layout, folder: Path) -> bool:
+def place_layout(layout: Layout, folder: Path, *, link: bool = False) -> bool:
     """Put ``layout`` at ``folder``; True when it was there already and nothing was written.
 
-    Signatures of the same release that stand there are kept.
+    Signatures of the same release that stand there are kept.  ``link``: as for :func:`write_layout`.
     """
     layout = layout if layout.signatures else with_standing(layout, folder)
     if _holds(folder, layout):
         return True
     _refuse_foreign(folder)
-    replace_folder(folder, lambda staging: write_layout(layout, staging))
+    replace_folder(folder, lambda staging: write_layout(layout, staging, link=link))
     return False
 
 

@@ -8,6 +8,8 @@ COMMANDS: dict[str, str] = {
     "inspect": "Show what a release or bundle holds, promises and measured.",
     "verify": "Check a bundle's digests and outputs, or that a recipe reproduces.",
     "sign": "Sign a release, as cosign does.",
+    "push": "Send a release to an OCI registry.",
+    "pull": "Bring a release out of an OCI registry.",
     "diff": "Compare two releases or bundles.",
     "tune": "Search for better tiles than the rules', and record them beside the recipe.",
     "why": "Say why each stage of a recipe would run or not.",
