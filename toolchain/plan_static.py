@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from toolchain.errors import ExitCode
+from toolchain.host import incompatibilities
 from toolchain.plan_shared import Maker
+from toolchain.programs import emulator_program
 from toolchain.runtime.edge.build import static_libc
 from toolchain.stages import link_static, runner
 from toolchain.target import TargetProfile
@@ -26,6 +28,7 @@ def add_link(maker: Maker, profile: TargetProfile, compiled: str, checked: str) 
         target=profile.name,
         profile=profile.to_json(),
         requirements=profile.requirements(),
+        **_runs(maker, profile),
     )
     inputs = {
         "engine": f"{compiled}:engine",
@@ -39,3 +42,11 @@ def add_link(maker: Maker, profile: TargetProfile, compiled: str, checked: str) 
     return maker.add(
         name, link_static.STAGE, options, inputs, optional=optional, failure=ExitCode.COMPILE, target=profile.name
     )
+
+
+def _runs(maker: Maker, profile: TargetProfile) -> dict[str, str]:
+    """What runs the executable here: this machine, or QEMU where it is on PATH and the profile names its processor."""
+    if not incompatibilities(profile.requirements(), maker.host):
+        return {"runs": "native"}
+    program = emulator_program(profile.arch) if profile.execute.qemu_cpu else ""
+    return {"runs": program, "cpu": profile.execute.qemu_cpu} if program else {}
