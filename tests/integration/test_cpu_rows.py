@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +12,11 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from tvm_support import compiled
 
 from toolchain.host import detect_host
-from toolchain.tvm.compare import Library
-from toolchain.tvm.importer import import_model
-from toolchain.tvm.link import Linker, link_executable
 from toolchain.tvm.machine import Machine
-from toolchain.tvm.pipeline import Notes, compile_module
+from toolchain.tvm.pipeline import Notes
 
 HOST = detect_host()
 # The tiles of other vector units, as code for the plainest processor of this architecture.
@@ -64,13 +60,11 @@ class Rows:
         self, inputs: Mapping[str, Shape], feeds: Mapping[str, np.ndarray], machine: Machine, tolerance: float = 1e-5
     ) -> Notes:
         """Compiles, and compares with ONNX Runtime on ``feeds``; NaN has to be where it has it."""
-        model, notes = self.model(inputs), Notes()
-        with tempfile.TemporaryDirectory() as folder:
-            executable = compile_module(import_model(model), machine, notes)
-            link_executable(executable, Linker("cc", machine.arch, ""), Path(folder) / "m.so")
-            session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-            (want,) = session.run(None, dict(feeds))
-            (got,) = Library(Path(folder) / "m.so").run([feeds[name] for name in inputs])
+        model = self.model(inputs)
+        library, notes = compiled(model, machine)
+        session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        (want,) = session.run(None, dict(feeds))
+        (got,) = library.run([feeds[name] for name in inputs])
         finite = want[np.isfinite(want)]
         size = max(1.0, float(np.abs(finite).max())) if finite.size else 1.0
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=tolerance * size)

@@ -12,18 +12,15 @@ import onnxruntime as ort
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from tvm_support import Graph, save_unary
+from tvm_support import Graph, compiled, save_unary
 
 from toolchain.host import detect_host
 from toolchain.tvm import tiles
-from toolchain.tvm.compare import Library
 from toolchain.tvm.graph import blocked
-from toolchain.tvm.importer import import_model
-from toolchain.tvm.link import Linker, link_executable
 from toolchain.tvm.loops import winograd
 from toolchain.tvm.loops.conv import Conv2d
 from toolchain.tvm.machine import Machine
-from toolchain.tvm.pipeline import Notes, compile_module
+from toolchain.tvm.pipeline import Notes
 
 HOST = detect_host()
 # The layouts and tiles of other vector units, as code for the plainest processor of this architecture.
@@ -42,10 +39,7 @@ def check(graph: Graph, result: str, shape: list[int | str], feeds: list[np.ndar
     """Compiles and compares with ONNX Runtime on each of ``feeds``."""
     with tempfile.TemporaryDirectory() as folder:
         model = save_unary(Path(folder) / "onnx", graph, result, shape, None) / "model.onnx"
-        notes = Notes()
-        executable = compile_module(import_model(onnx.load(model)), machine, notes)
-        link_executable(executable, Linker("cc", machine.arch, ""), Path(folder) / "m.so")
-        library = Library(Path(folder) / "m.so")
+        library, notes = compiled(onnx.load(model), machine)
         session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
         for x in feeds:
             (want,) = session.run(None, {"x": x})

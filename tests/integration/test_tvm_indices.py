@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,12 @@ import pytest
 from onnx import helper
 from test_aot_engine import build, model_of
 from test_tvm_operators import MACHINE, agree, both, in_tvm, node_model
+from tvm_support import compiled
 
 from toolchain.native_engine import NativeEngine
-from toolchain.tvm.compare import Library
 from toolchain.tvm.graph.values import operator_of
 from toolchain.tvm.importer import import_model
-from toolchain.tvm.link import Linker, link_executable
-from toolchain.tvm.pipeline import PHASES, Notes, compile_module
+from toolchain.tvm.pipeline import PHASES, Notes
 
 LINE = np.arange(10, dtype=np.float32)
 TABLE = LINE.reshape(2, 5)
@@ -40,11 +38,7 @@ def in_tvm_of_any_size(operator: str, inputs: Mapping[str, np.ndarray], **attrs:
     node = helper.make_node(operator, list(inputs), ["y"], name="n", **attrs)
     graph = helper.make_graph([node], "g", infos, [helper.make_empty_tensor_value_info("y")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "model.so"
-        executable = compile_module(import_model(onnx.shape_inference.infer_shapes(model)), MACHINE, Notes())
-        link_executable(executable, Linker("cc", MACHINE.arch, ""), library)
-        return Library(library).run(list(inputs.values()))
+    return compiled(onnx.shape_inference.infer_shapes(model), MACHINE)[0].run(list(inputs.values()))
 
 
 @pytest.mark.parametrize("run", [in_tvm, in_tvm_of_any_size], ids=["fixed", "dynamic"])

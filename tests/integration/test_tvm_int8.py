@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from qdq_support import Qdq, as_defined, residual_block
+from tvm_support import compiled
 
 from toolchain.host import detect_host
-from toolchain.tvm.compare import Library
 from toolchain.tvm.importer import import_model
 from toolchain.tvm.library import Refusal
-from toolchain.tvm.link import Linker, link_executable
 from toolchain.tvm.machine import Machine
 from toolchain.tvm.pipeline import Notes, compile_module
 
@@ -44,14 +42,6 @@ A53 = Machine({**ARM, "mcpu": "cortex-a53", "mattr": ["+neon"]}, "cpu", "aarch64
 
 ARM32 = {"kind": "llvm", "mtriple": "armv7l-linux-gnueabihf", "mfloat-abi": "hard"}
 A7 = Machine({**ARM32, "mcpu": "cortex-a7", "mattr": ["+neon"]}, "cpu", "armv7l", 128, 16)
-
-
-def compiled(model: onnx.ModelProto, machine: Machine, dump: Path | None = None) -> tuple[Library, Notes]:
-    notes = Notes()
-    executable = compile_module(import_model(model), machine, notes, dump)
-    with tempfile.TemporaryDirectory() as folder:
-        link_executable(executable, Linker("cc", machine.arch, ""), Path(folder) / "model.so")
-        return Library(Path(folder) / "model.so"), notes
 
 
 def steps_apart(model: onnx.ModelProto, machine: str, shape: Sequence[int], seed: int = 0) -> int:

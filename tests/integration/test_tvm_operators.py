@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
+from tvm_support import compiled
 
-from toolchain.tvm.compare import Library
 from toolchain.tvm.importer import import_model
 from toolchain.tvm.library import Refusal
-from toolchain.tvm.link import Linker, link_executable
-from toolchain.tvm.pipeline import Notes, compile_module
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -56,11 +53,7 @@ def in_tvm(
 ) -> list[np.ndarray]:
     """The node's outputs, compiled for this machine."""
     model, fed = node_model(operator, inputs, outputs, weights, domain, attrs)
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "model.so"
-        executable = compile_module(import_model(model), MACHINE, Notes())
-        link_executable(executable, Linker("cc", MACHINE.arch, ""), library)
-        return Library(library).run(list(fed.values()))
+    return compiled(model, MACHINE)[0].run(list(fed.values()))
 
 
 def both(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -14,6 +15,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from toolchain.errors import ToolchainError
 from toolchain.worker import WorkerPool
+
+if TYPE_CHECKING:
+    from toolchain.tvm.compare import Library
+    from toolchain.tvm.machine import Machine
+    from toolchain.tvm.pipeline import Notes
 
 ONNX_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "int32": TensorProto.INT32}
 BATCH = {"batch": {"min": 1, "max": 64, "batch": True, "buckets": []}}
@@ -145,6 +151,21 @@ def attention(folder: Path, buckets: list[int]) -> Path:
     tokens = ("int64", ["batch", "sequence"])
     outputs = {"y": ("float32", ["batch", "sequence", width])}
     return g.save(folder, {"ids": tokens, "mask": tokens}, outputs, dims, {"ids": 0, "mask": 0})
+
+
+def compiled(model: onnx.ModelProto, machine: Machine, dump: Path | None = None) -> tuple[Library, Notes]:
+    """``model`` compiled for ``machine``, linked and loaded here; how its loops were scheduled is in the notes."""
+    from toolchain.tvm.compare import Library
+    from toolchain.tvm.importer import import_model
+    from toolchain.tvm.link import Linker, link_executable
+    from toolchain.tvm.pipeline import Notes, compile_module
+
+    notes = Notes()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.so"
+        executable = compile_module(import_model(model), machine, notes, dump)
+        link_executable(executable, Linker("cc", machine.arch, ""), path)
+        return Library(path), notes
 
 
 class Stages:
