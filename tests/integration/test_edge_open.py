@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from edge_support import (
-    ROOT,
     flip,
     image,
     library_of,
@@ -175,14 +174,6 @@ def test_a_newer_schema_is_refused_with_its_number(
     error = refusal(runtime, packed(tmp_path / "r", spec))
     assert error.status == edge_samples.INCOMPATIBLE_HOST
     assert "is made for schema 7" in error.text
-
-
-def test_a_bundle_of_schema_1_made_by_an_earlier_version_still_runs(built: RunnerFiles) -> None:
-    if platform.machine() != "x86_64":
-        pytest.skip("the kept bundle is for x86_64")
-    done = program(built, "self-test", ROOT / "tests" / "assets" / "edge-schema-1")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["passed"] is True
 
 
 def test_a_bundle_for_another_machine_can_be_described_but_not_run(
