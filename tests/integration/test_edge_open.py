@@ -214,7 +214,7 @@ def test_engines_of_another_kind_are_refused_with_what_to_do(
         (patched(0, b"\0"), edge_samples.DAMAGED_BUNDLE, "is not a shared library"),
         (lambda p: p.write_bytes(p.read_bytes()[:3000]), edge_samples.DAMAGED_BUNDLE, "is truncated"),
         (lambda p: p.write_bytes(b""), edge_samples.DAMAGED_BUNDLE, "is not a shared library"),
-        (lambda p: compile_model(p, ABI=9), edge_samples.NO_ENGINE, "an engine of interface 9, this runtime takes up to 2"),
+        (lambda p: compile_model(p, ABI=9), edge_samples.NO_ENGINE, "of interface 9, this runtime takes up to 2"),
         (lambda p: compile_model(p, 5), edge_samples.DAMAGED_BUNDLE, "its input image is not as its contract says"),
         (lambda p: compile_model(p, SEQUENCE=0), edge_samples.DAMAGED_BUNDLE, "takes 2 inputs and gives 2 outputs"),
         (lambda p: compile_model(p, toolchain_model="other"), edge_samples.NO_ENGINE, "it has no toolchain_model"),
