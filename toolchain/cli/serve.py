@@ -44,7 +44,8 @@ def command(
     execution: str | None,
     **flags: Any,
 ) -> None:
-    """Serve BUNDLES (folders of releases or bundles, or FOLDER@TARGET) over the Open Inference Protocol.
+    """Serve BUNDLES over the Open Inference Protocol: folders of releases or bundles, FOLDER@TARGET, or releases in a
+    registry, oci://HOST/REPOSITORY:TAG, whose tag is followed.
 
     Several versions of one model may be given; the latest answers requests that name none.  SIGTERM lets running
     requests end.

@@ -34,6 +34,7 @@ from toolchain.bundle.pack import place_layout
 from toolchain.bundle.read import BundleRef, bundle_layout, open_release
 from toolchain.bundle.resolve import resolve
 from toolchain.bundle.signatures import descriptor_of, read_set, signature_parts, signature_tag, with_sets
+from toolchain.errors import ToolchainError
 from toolchain.registry.client import TIMEOUT, Registry
 from toolchain.registry.download import Download, Say
 from toolchain.registry.reference import RegistryReference
@@ -98,7 +99,11 @@ def pull(
             from toolchain.bundle.sign import check_signed
 
             for bundle in chosen:
-                check_signed(bundle, tuple(trust))
+                try:
+                    check_signed(bundle, tuple(trust))
+                except ToolchainError as error:
+                    where = f"{reference} for {bundle.target}"
+                    raise ToolchainError(error.what, where=where, hint=error.hint, code=error.code) from None
         for bundle in chosen:
             for name, descriptor in bundle.files.items():
                 job.download.fetch(descriptor, f"{bundle.target}: {name}")

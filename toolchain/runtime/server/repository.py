@@ -8,12 +8,16 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolchain.errors import ExitCode, ToolchainError, did_you_mean
 from toolchain.runtime.server.api import IndexEntry, ServeError, Status
 from toolchain.runtime.server.settings import ServerSettings
 from toolchain.runtime.server.traffic import Traffic, version_key
 from toolchain.runtime.server.version import ModelVersion, Placed, place_bundle
+
+if TYPE_CHECKING:
+    from toolchain.runtime.server.follow import Follower
 
 _log = logging.getLogger("toolchain.serve")
 #: Versions of one model that the index still tells of when they are gone.
@@ -42,14 +46,19 @@ class Repository:
         self._unloaded: set[str] = set()
         self._locks: dict[str, asyncio.Lock] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._following: list[asyncio.Task[None]] = []
 
     async def add_all(self, references: Sequence[str]) -> None:
-        """Load every reference, all at once; used at the start.
+        """Load every reference, all at once, and follow those to registries; used at the start.
 
         Raises:
             ToolchainError: one of them cannot be loaded; nothing stays loaded then.
         """
-        versions = [self._make(one, pinned=True) for one in await _place_all(references, self._trust)]
+        followers = {text: follower for text in references if (follower := self._follower(text)) is not None}
+        brought = dict(zip(followers, await asyncio.gather(*(f.first() for f in followers.values())), strict=True))
+        places = [brought.get(text, text) for text in references]
+        placed = await _place_all(places, self._trust)
+        versions = [self._make(one, pinned=text not in brought) for text, one in zip(references, placed, strict=True)]
         loads = [asyncio.ensure_future(version.load()) for version in versions]
         try:
             await asyncio.gather(*loads)
@@ -64,6 +73,7 @@ class Repository:
         # What is given at the start is all trusted: the latest version of each takes the traffic.
         for traffic in self.models.values():
             traffic.settle()
+        self._following = [asyncio.create_task(follower.run(self)) for follower in followers.values()]
 
     async def add(self, reference: str, *, pinned: bool = False) -> ModelVersion:
         """Load one version beside what is there; it takes traffic as the model's settings say.
@@ -163,14 +173,28 @@ class Repository:
         """Say in the index why a version is not there."""
         self._absent[name, version] = IndexEntry(name, version, "UNAVAILABLE", reason)
 
+    def forget_broken(self, name: str, version: str) -> None:
+        """What was said by :meth:`note_broken` is over."""
+        self._absent.pop((name, version), None)
+
     async def close(self) -> None:
         """Take everything out of service; what is in flight is answered."""
+        for task in self._following:
+            task.cancel()
+        await asyncio.gather(*self._following, return_exceptions=True)
         await asyncio.gather(*(version.close("the server stops") for version in self.versions()), *self._closing)
 
     def _make(self, placed: Placed, *, pinned: bool) -> ModelVersion:
         version = ModelVersion(placed, self.settings.model(placed.manifest.name), pinned=pinned)
         self._sources.setdefault(version.name, {})[version.version] = Source(placed.reference, pinned)
         return version
+
+    def _follower(self, text: str) -> Follower | None:
+        if not text.startswith("oci://"):
+            return None
+        from toolchain.runtime.server.follow import Follower
+
+        return Follower(text, self.settings)
 
     def _traffic(self, name: str) -> Traffic:
         if name not in self.models:

@@ -74,6 +74,14 @@ class Tls(Section):
     key: NonEmpty = Field(description="PEM file of the private key")
 
 
+class Registries(Section):
+    """Releases that are served out of registries, ``oci://HOST/REPOSITORY:TAG``."""
+
+    folder: NonEmpty | None = Field(None, description="folder where they are kept; none: below the user's cache")
+    interval_s: PositiveNumber = Field(30.0, description="seconds between looks at a tag, above 0")
+    plain_http: Flag = Field(False, description="true to do without encryption, also with other machines")
+
+
 class Logs(Section):
     """Structured logs on standard error."""
 
@@ -103,6 +111,7 @@ class ServerSettings(Section):
     tls: Tls | None = Field(None, description="a table with certificate and key")
     watch: NonEmpty | None = Field(None, description="folder of releases, NAME/VERSION, to serve as they come")
     watch_interval_s: PositiveNumber = Field(1.0, description="seconds between looks at the folder, above 0")
+    registry: Registries = _defaults(Registries)
     limits: Limits = _defaults(Limits)
     logs: Logs = _defaults(Logs)
     defaults: ModelSettings = _defaults(ModelSettings)
@@ -140,7 +149,10 @@ def _placed(tables: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The tables with the paths in them, which are relative to the file, made relative to the current folder."""
     placed = {key: str(folder / tables[key]) for key in ("token_file", "trust_key", "watch") if key in tables}
     tls = {key: str(folder / value) for key, value in tables.get("tls", {}).items()}
-    return tables | placed | ({"tls": tls} if tls else {})
+    registry = dict(tables.get("registry", {}))
+    if "folder" in registry:
+        registry["folder"] = str(folder / registry["folder"])
+    return tables | placed | ({"tls": tls} if tls else {}) | ({"registry": registry} if registry else {})
 
 
 def _with_defaults(tables: Mapping[str, Any]) -> dict[str, Any]:
