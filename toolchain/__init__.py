@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,9 @@ __all__ = [
     "load_target",
     "plan",
 ]
+
+# ONNX Runtime notes in the user's folders, for its makers, what runs; whoever wants that sets it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOME = {
     "BuildResult": "toolchain.build",

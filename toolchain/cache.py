@@ -28,7 +28,7 @@ from toolchain.digests import DigestStore
 from toolchain.errors import ExitCode, ToolchainError
 from toolchain.prune import bytes_held, prune
 from toolchain.record import BAD_RECORD, Record
-from toolchain.storage import DEFAULT_LIMIT, default_folder, default_limit, storage_errors
+from toolchain.storage import ANOTHER_CACHE, DEFAULT_LIMIT, default_folder, default_limit, storage_errors
 
 __all__ = [
     "DEFAULT_LIMIT",
@@ -50,7 +50,7 @@ class Cache:
         self.folder = folder.absolute() / "v1"
         self.limit = limit
         self._digests = DigestStore(self.folder / "digests.json")
-        with storage_errors(folder):
+        with storage_errors(folder, ANOTHER_CACHE):
             for name in ("artifacts", "records", "last", "locks", "tmp"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
 
@@ -62,7 +62,7 @@ class Cache:
         Raises:
             ToolchainError: STORAGE when the disk is full or the cache cannot be written.
         """
-        with storage_errors(self.folder):
+        with storage_errors(self.folder, ANOTHER_CACHE):
             artifact = Artifact.of_folder(kind, folder)
             target = self._artifact_folder(artifact)
             if target.exists() and not self._sound(artifact):
@@ -109,7 +109,7 @@ class Cache:
 
     def _discard(self, folder: Path) -> None:
         # Moved away first, so that nobody meets it half removed.
-        with storage_errors(self.folder):
+        with storage_errors(self.folder, ANOTHER_CACHE):
             grave = Path(tempfile.mkdtemp(dir=self.folder / "tmp"))
             with contextlib.suppress(FileNotFoundError):
                 os.rename(folder, grave / "x")
@@ -138,7 +138,7 @@ class Cache:
             ToolchainError: STORAGE.
         """
         folder = self.folder / "records" / record.key.removeprefix("sha256:")
-        with storage_errors(self.folder):
+        with storage_errors(self.folder, ANOTHER_CACHE):
             folder.mkdir(exist_ok=True)
             self._write(self._record_path(record), record.encode())
             ages = sorted((-path.stat().st_mtime_ns, path) for path in folder.glob("*.json"))
@@ -167,7 +167,7 @@ class Cache:
         with contextlib.suppress(OSError):
             if path.exists() and path.read_bytes() == data:
                 return
-        with storage_errors(self.folder):
+        with storage_errors(self.folder, ANOTHER_CACHE):
             self._write(path, data)
 
     def _write(self, path: Path, data: bytes) -> None:
@@ -197,7 +197,7 @@ class Cache:
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
         """A fresh folder on the cache's file system, removed at the end."""
-        with storage_errors(self.folder):
+        with storage_errors(self.folder, ANOTHER_CACHE):
             folder = Path(tempfile.mkdtemp(dir=self.folder / "tmp"))
         try:
             yield folder
@@ -218,7 +218,7 @@ class Cache:
         import filelock
 
         lock = filelock.FileLock(self.folder / "locks" / key.removeprefix("sha256:")[:32], thread_local=False)
-        with storage_errors(self.folder):
+        with storage_errors(self.folder, ANOTHER_CACHE):
             while not lock.is_locked:
                 try:
                     lock.acquire(timeout=0.3)
@@ -238,7 +238,7 @@ class Cache:
             ToolchainError: STORAGE when the cache cannot be written.
         """
         with contextlib.ExitStack() as stack:
-            with storage_errors(self.folder):
+            with storage_errors(self.folder, ANOTHER_CACHE):
                 file = stack.enter_context(open(self.folder / "in-use", "a"))
             fcntl.flock(file, fcntl.LOCK_SH)
             yield
@@ -257,7 +257,7 @@ class Cache:
         Raises:
             ToolchainError: STORAGE when the cache cannot be written.
         """
-        with storage_errors(self.folder), open(self.folder / "in-use", "a") as file:
+        with storage_errors(self.folder, ANOTHER_CACHE), open(self.folder / "in-use", "a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

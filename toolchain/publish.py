@@ -59,7 +59,8 @@ def publish(
     """
     with cache.scratch() as scratch:
         packed = [_bundle(recipe, result, outcomes, cache, scratch / result.target) for result in results]
-        return pack_release(recipe.name, recipe.version, packed, output.absolute() / recipe.name / recipe.version)
+        folder = output.absolute() / recipe.name / recipe.version
+        return pack_release(recipe.name, recipe.version, packed, folder, "another --output folder")
 
 
 def standing_release(recipe: Recipe, output: Path) -> Release | None:

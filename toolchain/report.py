@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from toolchain.figures import apart, number
 from toolchain.select import Row, Selection
 
 SCHEMA = 1
@@ -153,12 +154,16 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         lines += ["", "## Gates of the chosen engine", ""]
         lines += table(
             ("gate", "got", "limit", "held"),
-            [(g["gate"], number(g["got"]), number(g["limit"]), "yes" if g["held"] else "NO") for g in gates],
+            [(g["gate"], *_apart(g["got"], g["limit"]), "yes" if g["held"] else "NO") for g in gates],
         )
     lines += _tuned(report["stages"])
     lines += _unquantized(report["stages"])
     lines += ["", "## Tools", "", ", ".join(f"{name} {version}" for name, version in report["tools"].items()), ""]
     return "\n".join(lines)
+
+
+def _apart(got: float | None, limit: float) -> tuple[str, str]:
+    return ("not measured", f"{limit:g}") if got is None else apart(got, limit)
 
 
 def _measured_on(measured: Mapping[str, Any]) -> str:
@@ -211,14 +216,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """A Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     return lines + ["| " + " | ".join(row) + " |" for row in rows]
-
-
-def number(value: float | None, digits: int = 6) -> str:
-    """A figure, or ``-`` when there is none."""
-    if value is None:
-        return "-"
-    text = f"{value:.{digits}f}"
-    return f"{value:.3g}" if float(text) == 0 and value != 0 else text
 
 
 def _tuned(stages: Mapping[str, Mapping[str, Any]]) -> list[str]:

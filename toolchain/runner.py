@@ -18,6 +18,7 @@ from toolchain.cache import Cache, Record, storage_errors
 from toolchain.errors import ExitCode, ToolchainError
 from toolchain.keys import describe_difference, installed_version, key_components, own_version
 from toolchain.stage import Node, options_to_json
+from toolchain.storage import ANOTHER_CACHE
 from toolchain.worker import ChildEnd, WorkerPool
 
 __all__ = [
@@ -131,7 +132,7 @@ class Runner:
         started, started_ns = time.monotonic(), time.time_ns()
         with self.cache.scratch() as scratch:
             out, log = scratch / "out", scratch / "log.txt"
-            with storage_errors(scratch):
+            with storage_errors(scratch, ANOTHER_CACHE):
                 out.mkdir()
             request = self._request(node, inputs, out)
             end = self.pool.call(node.stage.worker, "toolchain.stage_child:child_main", request, scratch / "reply", log)
@@ -165,7 +166,7 @@ class Runner:
             return None
         assert self.dump_ir is not None
         folder = self.dump_ir / node.target / node.id.split("@")[0].replace("/", "-")
-        with storage_errors(folder):
+        with storage_errors(folder, "another --dump-ir folder"):
             folder.mkdir(parents=True, exist_ok=True)
         return str(folder)
 
@@ -277,7 +278,7 @@ def _disk_full(node: Node, debug: str, seen: str = "") -> ToolchainError:
     return ToolchainError(
         "no space left on the disk",
         where=node.id,
-        hint="free some space or choose another --cache folder, then run again",
+        hint=f"free some space or choose {ANOTHER_CACHE}, then run again",
         code=ExitCode.STORAGE,
         details=[seen] if seen else [],
         debug=debug,

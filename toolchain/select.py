@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from toolchain.errors import ExitCode
+from toolchain.figures import apart
 
 if TYPE_CHECKING:
     from toolchain.recipe import Gates
@@ -65,7 +66,7 @@ class GateResult:
     note: str = ""
 
     def describe(self) -> str:
-        got, limit = ("not measured", f"{self.limit:g}") if self.got is None else _apart(self.got, self.limit)
+        got, limit = ("not measured", f"{self.limit:g}") if self.got is None else apart(self.got, self.limit)
         return f"{self.gate}: got {got}, limit {limit}" + (f" ({self.note})" if self.note else "")
 
     def to_json(self) -> dict[str, Any]:
@@ -106,16 +107,6 @@ class Selection:
     code: ExitCode = ExitCode.OK
     failures: tuple[str, ...] = field(default=())
     hint: str = ""
-
-
-def _apart(got: float, limit: float) -> tuple[str, str]:
-    """``limit`` in full and ``got`` in six digits, or as many more as it takes to keep it on its side of the limit."""
-    shown = f"{limit:g}" if float(f"{limit:g}") == limit else repr(limit)
-    for digits in range(6, 17, 2):
-        text = f"{got:.{digits}g}"
-        if (float(text) < limit, float(text) > limit) == (got < limit, got > limit):
-            return text, shown
-    return repr(got), shown
 
 
 def check_gates(contender: Contender, gates: Gates) -> tuple[GateResult, ...]:

@@ -47,7 +47,8 @@ def child_main(request: dict[str, Any]) -> dict[str, Any]:
         from toolchain.trace import Recorder
 
         source_loader.install()
-        recorder = Recorder(context.root, [context.out, *context.inputs.values()])
+        compiled = _keep_compiled_code(context.out.with_name("inductor"))
+        recorder = Recorder(context.root, [context.out, compiled, *context.inputs.values()])
     else:
         # The user's own code keeps its TMPDIR: what it puts there may need short paths (sockets) or last longer.
         _keep_temporary_files(context.out.with_name("tmp"))
@@ -64,6 +65,11 @@ def _keep_temporary_files(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     os.environ["TMPDIR"] = str(folder)
     tempfile.tempdir = None  # it may have been looked up before the fork
+
+
+def _keep_compiled_code(folder: Path) -> Path:
+    """Let PyTorch's compiler cache lie beside the output too; it makes a folder even where nothing is compiled."""
+    return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder)))
 
 
 def rebuild(cls: Any, data: Any) -> Any:

@@ -13,6 +13,9 @@ from toolchain.errors import ExitCode, ToolchainError
 DEFAULT_LIMIT = 20 << 30
 """Bytes the cache may hold before a build prunes it; TOOLCHAIN_CACHE_LIMIT_MB overrides it."""
 
+ANOTHER_CACHE = "another cache folder (--cache or TOOLCHAIN_CACHE)"
+"""For :func:`storage_errors` below the stage cache."""
+
 
 def default_folder() -> Path:
     """``$TOOLCHAIN_CACHE`` or the user's cache folder."""
@@ -40,8 +43,12 @@ def default_limit() -> int:
 
 
 @contextlib.contextmanager
-def storage_errors(folder: Path) -> Iterator[None]:
+def storage_errors(folder: Path, choose: str = "another folder") -> Iterator[None]:
     """Turn a full or broken disk, a read-only or forbidden folder, or a file in its place into one clear error.
+
+    Args:
+        folder: named where the error names no file.
+        choose: what the user may choose instead, e.g. ``"another --output folder"``.
 
     Raises:
         ToolchainError: STORAGE.
@@ -50,18 +57,18 @@ def storage_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            what, hint = "no space left on the disk", "free some space or choose another folder, then run again"
+            what, hint = "no space left on the disk", f"free some space or choose {choose}, then run again"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            what, hint = "this folder cannot be written", "choose another folder (--output, --cache or TOOLCHAIN_CACHE)"
+            what, hint = "this folder cannot be written", f"choose {choose}"
         elif error.errno in (errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP):
             # /proc and the like answer ENOENT to whoever would make a file or folder in them.
-            what, hint = "nothing can be made here", "choose another folder (--output, --cache or TOOLCHAIN_CACHE)"
+            what, hint = "nothing can be made here", f"choose {choose}"
         elif error.errno == errno.EISDIR:
             what, hint = "a file is needed here, this is a folder", "give the path of a file"
         elif error.errno in (errno.EEXIST, errno.ENOTDIR):
-            what, hint = "a folder is needed here", "choose another folder (--output, --cache or TOOLCHAIN_CACHE)"
+            what, hint = "a folder is needed here", f"choose {choose}"
         elif error.errno == errno.EFBIG:
-            what, hint = "the file is larger than this disk or a limit (ulimit -f) allows", "choose another folder"
+            what, hint = "the file is larger than this disk or a limit (ulimit -f) allows", f"choose {choose}"
         elif error.errno == errno.EIO:
             what, hint = "the disk does not work", "look at the system's log (dmesg)"
         else:

@@ -22,9 +22,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("build")]
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     made = Shop(tmp_path_factory.mktemp("shop"))
-    code, result, errors = made.build()
+    elsewhere = {"TMPDIR": str(tmp_path_factory.mktemp("tmp")), "HOME": str(tmp_path_factory.mktemp("home"))}
+    code, result, errors = made.build(env=elsewhere)
     assert code == 0, errors
     assert result["targets"]["x86-64-v3"]["chosen"]  # type: ignore[index]
+    left = [path for folder in elsewhere.values() for path in Path(folder).rglob("*")]
+    assert left == [], "a build leaves nothing outside of its cache and output"
     return made
 
 

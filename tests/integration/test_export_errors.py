@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,13 @@ def test_not_a_number_in_an_output_names_the_output(tmp_path: Path) -> None:
     assert "random ones" in error.hint
     assert "x float32 standard normal" in error.hint
     assert "low and high in [[model.inputs]]" in error.hint
+
+
+def test_not_a_number_among_the_weights_is_not_blamed_on_the_inputs(tmp_path: Path) -> None:
+    error = failure(tmp_path, "not_a_weight", inputs=(replace(X4, name="input"),), dims=(BATCH,))
+    assert error.code is ExitCode.EXPORT
+    assert error.what.startswith("the parameter 'weight' holds NaN or infinity (1 of 8 values)")
+    assert error.hint == "check the checkpoint, or the code that makes the weights"
 
 
 def test_not_a_number_in_the_reference_names_the_batch(tmp_path: Path) -> None:

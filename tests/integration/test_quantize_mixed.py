@@ -105,8 +105,17 @@ def test_it_is_refused_as_not_needed_when_plain_int8_holds(tmp_path: Path) -> No
         "reference": reference(tmp_path / "r", model, data),
     }
     result = run_stage(mixed, tmp_path / "out", Options(limits=AccuracyLimits(cosine=0.9)), **inputs)
-    assert result.refused.startswith("not needed: int8-static holds the accuracy gate (cosine 0.99")
+    assert result.refused.startswith("not needed: int8-static holds the gate cosine (cosine 0.99")
     assert not (tmp_path / "out" / "onnx").exists()
+
+
+def test_a_missed_limit_has_the_digits_that_tell_it_from_what_was_got(tmp_path: Path, ruined: dict[str, Path]) -> None:
+    from toolchain.quantize.evaluation import evaluation_of
+
+    worst = {"cosine": 0.99999999712, "max_abs_error": None, "max_rel_error": None, "agreement": None}
+    known = evaluation_of({"problem": "", "worst": worst}, AccuracyLimits(cosine=1.0), True)
+    assert known is not None
+    assert known.misses == ("cosine: 0.9999999971, allowed at least 1",)
 
 
 def _verdict(folder: Path, cosine: float) -> Path:
@@ -119,7 +128,7 @@ def _verdict(folder: Path, cosine: float) -> Path:
 def test_a_verdict_on_plain_int8_that_holds_spares_the_whole_search(tmp_path: Path, ruined: dict[str, Path]) -> None:
     inputs = ruined | {"verdict": _verdict(tmp_path / "verdict", 0.995), "calibration": tmp_path / "never-read"}
     result = run_stage(mixed, tmp_path / "out", Options(limits=AccuracyLimits(cosine=0.99)), **inputs)
-    assert result.refused.startswith("not needed: int8-static holds the accuracy gate (cosine 0.995")
+    assert result.refused.startswith("not needed: int8-static holds the gate cosine (cosine 0.995")
     assert result.facts["everything_int8"]["worst"]["cosine"] == 0.995
 
 
@@ -250,4 +259,4 @@ def test_digits_trained_with_scikit_learn_hold_their_accuracy_in_every_precision
     inputs = {"onnx": model, "calibration": calibration, "evaluation": evaluation}
     inputs["reference"] = reference(tmp_path / "r", model, evaluation)
     result = run_stage(mixed, tmp_path / "out", Options(metric="top1", limits=TOP1), **inputs)
-    assert result.refused.startswith("not needed: int8-static holds the accuracy gate (0.")
+    assert result.refused.startswith("not needed: int8-static holds the gate accuracy_drop (0.")

@@ -179,7 +179,21 @@ def test_a_forbidden_folder_is_one_clear_error(tmp_path: Path) -> None:
 def test_a_place_where_nothing_can_be_made_is_one_clear_error() -> None:
     with pytest.raises(ToolchainError, match="nothing can be made here") as caught:
         Cache(Path("/proc/nowhere"))
-    assert (caught.value.code, caught.value.hint[:21]) == (ExitCode.STORAGE, "choose another folder")
+    assert caught.value.code is ExitCode.STORAGE
+    assert caught.value.hint == "choose another cache folder (--cache or TOOLCHAIN_CACHE)"
+
+
+def test_a_release_that_finds_no_room_leaves_no_folder_and_the_hint_names_its_own_option(small_disk: Path) -> None:
+    def write(staging: Path) -> None:
+        fill(staging)
+        (staging / "more").write_bytes(bytes(1 << 20))
+
+    (small_disk / "out").mkdir()
+    with pytest.raises(ToolchainError) as caught:
+        replace_folder(small_disk / "out" / "tiny" / "0.1.0", write, "another --output folder")
+    assert caught.value.code is ExitCode.STORAGE
+    assert caught.value.hint == "free some space or choose another --output folder, then run again"
+    assert list(small_disk.rglob("*")) == [small_disk / "out"]
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's /proc")

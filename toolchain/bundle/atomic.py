@@ -7,6 +7,7 @@ that nobody holds were left by a killed process, and the next writer removes the
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -14,7 +15,7 @@ import glob
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from toolchain.bundle.layout import sync_folder
@@ -25,17 +26,17 @@ _RENAME_EXCHANGE = 2
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 
 
-def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+def replace_folder(folder: Path, write: Callable[[Path], None], choose: str = "another folder") -> None:
     """Make ``folder`` hold exactly what ``write`` writes into the empty folder that it is called with.
 
     Whatever happens meanwhile (an exception, Ctrl-C, a kill), ``folder`` holds its old content or the whole new one.
+    ``choose``: see :func:`toolchain.storage.storage_errors`.
 
     Raises:
         ToolchainError: STORAGE, the disk is full or not writable.
     """
     folder = Path(os.path.realpath(folder))
-    with storage_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    with storage_errors(folder, choose), _parents_of(folder):
         _sweep(folder)
         staging = folder.parent / f"{_prefix(folder)}{secrets.token_hex(8)}"
         lock = -1
@@ -50,6 +51,20 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
             _remove(staging)
             if lock >= 0:
                 os.close(lock)
+
+
+@contextlib.contextmanager
+def _parents_of(folder: Path) -> Iterator[None]:
+    """The folders above ``folder``; those that had to be made go again if nothing comes into them."""
+    made = [path for path in folder.parents if not path.exists()]
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in made:  # the innermost first
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def _prefix(folder: Path) -> str:

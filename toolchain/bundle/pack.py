@@ -131,7 +131,9 @@ def pack_bundle(spec: BundleSpec) -> PackedBundle:
     return PackedBundle(descriptor, {blob.digest: blob for blob in (*named.values(), config, manifest)})
 
 
-def pack_release(name: str, version: str, bundles: Sequence[PackedBundle], folder: Path) -> PackResult:
+def pack_release(
+    name: str, version: str, bundles: Sequence[PackedBundle], folder: Path, choose: str = "another folder"
+) -> PackResult:
     """Write a release with these bundles as an OCI image layout, in place of what ``folder`` held.
 
     A reader sees the old release or the new one, never a mixture; a failure leaves the old one.
@@ -141,7 +143,7 @@ def pack_release(name: str, version: str, bundles: Sequence[PackedBundle], folde
             INTERNAL, no bundles, or two for one target.
     """
     layout = release_layout(name, version, [b.descriptor for b in bundles], [b.blobs for b in bundles])
-    unchanged = place_layout(layout, folder)
+    unchanged = place_layout(layout, folder, choose=choose)
     digests = {b.descriptor.annotations[ANNOTATION_TARGET]: b.descriptor.digest for b in bundles}
     return PackResult(folder, layout.root.digest, digests, sum(b.size for b in layout.blobs.values()), unchanged)
 
@@ -167,7 +169,7 @@ def release_layout(
     return Layout(root, {index.digest: index} | {d: blob for part in blobs for d, blob in part.items()})
 
 
-def place_layout(layout: Layout, folder: Path, *, link: bool = False) -> bool:
+def place_layout(layout: Layout, folder: Path, *, link: bool = False, choose: str = "another folder") -> bool:
     """Put ``layout`` at ``folder``; True when it was there already and nothing was written.
 
     Signatures of the same release that stand there are kept.  ``link``: as for :func:`write_layout`.
@@ -176,7 +178,7 @@ def place_layout(layout: Layout, folder: Path, *, link: bool = False) -> bool:
     if _holds(folder, layout):
         return True
     _refuse_foreign(folder)
-    replace_folder(folder, lambda staging: write_layout(layout, staging, link=link))
+    replace_folder(folder, lambda staging: write_layout(layout, staging, link=link), choose)
     return False
 
 

@@ -128,7 +128,7 @@ class BundleRef:
 
         Only for reading: the files are hard links to the bundle's own.  :meth:`verify` is left to the caller.
         """
-        with storage_errors(Path(tempfile.gettempdir())):
+        with storage_errors(Path(tempfile.gettempdir()), "another folder for temporary files (TMPDIR)"):
             holder = tempfile.TemporaryDirectory(prefix="toolchain-bundle-")
         with holder as name:
             self.link_into(Path(name))

@@ -10,6 +10,7 @@ import click
 
 from toolchain.cache import Cache, default_folder, default_limit, storage_errors
 from toolchain.errors import ExitCode, ToolchainError
+from toolchain.storage import ANOTHER_CACHE
 
 _EMPTY = {"bytes": 0, "artifacts": 0, "records": 0}
 
@@ -54,7 +55,7 @@ def prune(given: tuple[Path, bool], max_size: int | None, everything: bool, as_j
 def _prune(folder: Path, limit: int) -> dict[str, int]:
     if not _exists(folder):
         return {"removed_records": 0, "removed_artifacts": 0, "freed_bytes": 0, "bytes": 0}
-    with storage_errors(folder):
+    with storage_errors(folder, ANOTHER_CACHE):
         result = Cache(folder).prune(limit)
     if result is None:
         raise ToolchainError(
@@ -68,7 +69,7 @@ def _prune(folder: Path, limit: int) -> dict[str, int]:
 
 def _show(folder: Path, as_json: bool) -> None:
     limit = default_limit()
-    with storage_errors(folder):
+    with storage_errors(folder, ANOTHER_CACHE):
         size = Cache(folder).size() if _exists(folder) else _EMPTY
     if as_json:
         facts: dict[str, Any] = {"folder": str(folder), "exists": _exists(folder), **size, "limit_bytes": limit}

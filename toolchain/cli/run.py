@@ -52,7 +52,7 @@ def command(
         for line in _not_finite(kind, tensors):
             click.echo(f"warning: {line}", err=True)
     if output is not None:
-        with storage_errors(output), open(output, "wb") as file:
+        with storage_errors(output, "another --output file"), open(output, "wb") as file:
             np.savez(file, **results)  # type: ignore[arg-type]
     if as_json:
         click.echo(json.dumps({name: array.tolist() for name, array in results.items()}))

@@ -14,6 +14,7 @@ from toolchain.export.locate import place_of_error
 from toolchain.export.outputs import named_leaves, select
 from toolchain.export.quiet import quiet
 from toolchain.export.source import ModelOptions, load_source
+from toolchain.export.unsound import unsound_weights
 from toolchain.specs import DTYPES, InputSpec, Signature
 from toolchain.user_code import load_function
 
@@ -78,7 +79,14 @@ class TorchOriginal:
         leaves = self._leaves(inputs)
         names = [name for name, _ in leaves]
         kept = select(names, self.outputs)
-        return names, {name: _checked(leaves[index][1], name) for index, name in kept}
+        try:
+            return names, {name: _checked(leaves[index][1], name) for index, name in kept}
+        except NotFiniteError as error:
+            if not (unsound := unsound_weights(self.module)):
+                raise
+            hint = "check the checkpoint, or the code that makes the weights"
+            what = f"{unsound}, and so {error.where} is not finite"
+            raise ToolchainError(what, where="the model's weights", hint=hint, code=ExitCode.EXPORT) from None
 
     def _leaves(self, inputs: Arrays) -> list[tuple[str, Any]]:
         import torch

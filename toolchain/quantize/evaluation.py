@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolchain.data import read_batches, read_outputs
+from toolchain.figures import apart
 from toolchain.metrics import Fidelity, Metric, MetricFunction, MetricSpec
 from toolchain.quantize.model import run_session, session_of
 from toolchain.quantize.scheme import AccuracyLimits
@@ -112,5 +113,6 @@ def _misses(
         if limit is None or got is None:
             continue
         if not (got >= limit if at_least else got <= limit):
-            lines.append(f"{name}: {got:.6g}, allowed {'at least' if at_least else 'at most'} {limit:.6g}")
+            shown, allowed = apart(got, limit)
+            lines.append(f"{name}: {shown}, allowed {'at least' if at_least else 'at most'} {allowed}")
     return tuple(lines)

@@ -1,9 +1,9 @@
-"""mixed: static int8 with the most sensitive layers kept float, searched against the accuracy gate."""
+"""mixed: static int8 with the most sensitive layers kept float, searched against the gates on outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from toolchain.errors import ExitCode, ToolchainError
@@ -56,7 +56,7 @@ def run(ctx: StageContext) -> StageResult:
         return StageResult(refused="not needed: the recipe sets no accuracy or fidelity gate")
     evaluator = _evaluator(ctx)
     if (known := _verdict(ctx)) is not None and not known.misses:
-        return _not_needed(known)
+        return _not_needed(known, options.limits)
     model = load_prepared(ctx.inputs["onnx"])
     check_excluded(model, options)
     calibration = calibrate(model, ctx.inputs["calibration"], options)
@@ -65,7 +65,7 @@ def run(ctx: StageContext) -> StageResult:
         return StageResult(refused=f"nothing to quantize: no {' or '.join(sorted(WEIGHTED_OPS))} can be int8")
     everything = evaluator(quantize_static(model, calibration, options))
     if not everything.misses:
-        return _not_needed(everything)
+        return _not_needed(everything, options.limits)
     facts: dict[str, Any] = {"everything_int8": everything.facts(), "layers": len(layers)}
 
     def evaluate(kept: Collection[str]) -> Any:
@@ -93,8 +93,10 @@ def _verdict(ctx: StageContext) -> Any:
     return evaluation_of(verdict, ctx.options.limits, ctx.options.higher_is_better)
 
 
-def _not_needed(everything: Any) -> StageResult:
-    refusal = f"not needed: int8-static holds the accuracy gate ({everything.summary})"
+def _not_needed(everything: Any, limits: AccuracyLimits) -> StageResult:
+    names = [field.name for field in fields(limits) if getattr(limits, field.name) is not None]
+    held = f"the gate{'s' * (len(names) > 1)} {', '.join(names)}"
+    refusal = f"not needed: int8-static holds {held} ({everything.summary})"
     return StageResult({"everything_int8": everything.facts()}, refused=refusal)
 
 

@@ -165,3 +165,10 @@ def not_a_model():
 
 def cnn_example():
     return {"image": torch.randn(3, 1, 8, 8)}
+
+
+def not_a_weight():
+    model = nn.Linear(4, 2)
+    with torch.no_grad():
+        model.weight[1, 2] = float("nan")
+    return model
