@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from toolchain.bundle.read import BundleRef, Release
@@ -24,12 +24,10 @@ def compare_releases(old: Release, new: Release) -> dict[str, dict[str, Change]]
 
 
 def compare_bundles(old: BundleRef, new: BundleRef) -> dict[str, Change]:
-    """What differs between two bundles, whatever their targets, as name -> (old, new)."""
+    """What differs between two bundles, whatever their targets, as name -> (old, new); what matters most first."""
     before, after = _figures(old), _figures(new)
     return {
-        name: (before.get(name), after.get(name))
-        for name in sorted({*before, *after})
-        if before.get(name) != after.get(name)
+        name: (before.get(name), after.get(name)) for name in {**before, **after} if before.get(name) != after.get(name)
     }
 
 
@@ -37,18 +35,31 @@ def _figures(bundle: BundleRef) -> dict[str, Any]:
     info = bundle.manifest
     report: Mapping[str, Any] = json.loads(bundle.read("report.json"))
     evidence = info.evidence
+    measured = evidence.get("measured") or {}
     figures: dict[str, Any] = {
-        "digest": bundle.digest,
         "version": info.version,
         "engine": f"{info.engine.precision}/{info.engine.backend}",
-        "size (bytes)": bundle.size,
-        "inputs": json.dumps(info.contract["inputs"]),
-        "outputs": json.dumps(info.contract["outputs"]),
         "accuracy": (evidence.get("accuracy") or {}).get("value"),
         "cosine": (evidence.get("worst") or {}).get("cosine"),
-        "median (ms)": (evidence.get("measured") or {}).get("median_ms"),
-        "peak memory (MB)": (evidence.get("measured") or {}).get("peak_mb"),
+        "median (ms)": measured.get("median_ms"),
+        "p95 (ms)": measured.get("p95_ms"),
+        "load (ms)": measured.get("load_ms"),
+        "peak memory (MB)": measured.get("peak_mb"),
+        "size (bytes)": bundle.size,
+        "inputs": signature_text(info.contract["inputs"]),
+        "outputs": signature_text(info.contract["outputs"]),
     }
     figures |= {f"tool {name}": version for name, version in info.tools.items()}
     operators = report["stages"].get("optimize", {}).get("operators", {})
-    return figures | {f"operator {name}": count for name, count in operators.items()}
+    return figures | {f"operator {name}": count for name, count in operators.items()} | {"digest": bundle.digest}
+
+
+def signature_text(values: Sequence[Mapping[str, Any]]) -> str:
+    """Inputs or outputs of a contract, e.g. ``"ids int64[batch, sequence], mask int64[batch, sequence]"``."""
+    return ", ".join(value_text(value) for value in values)
+
+
+def value_text(value: Mapping[str, Any]) -> str:
+    """One input or output of a contract, e.g. ``"image float32[batch, 1, 8, 8]"``; ``?``: a size that depends."""
+    sizes = ", ".join("?" if size is None else str(size) for size in value["shape"])
+    return f"{value['name']} {value['dtype']}[{sizes}]"

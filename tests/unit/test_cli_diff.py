@@ -12,6 +12,7 @@ from helpers.bundle_samples import bundle_spec, matrix_engine
 
 from toolchain.bundle.pack import pack_bundle, pack_release
 from toolchain.cli.diff import command
+from toolchain.cli.difference import difference_lines
 from toolchain.errors import ExitCode, ToolchainError
 
 
@@ -52,3 +53,33 @@ def test_an_unknown_target_is_named_with_those_there_are(release: Path) -> None:
     with pytest.raises(ToolchainError, match=r"no bundle for target 'three'.*it has one, two") as caught:
         differences(f"{release}@three", str(release))
     assert caught.value.code is ExitCode.USAGE
+
+
+def test_differences_are_a_table_with_rounded_figures_and_how_much_they_changed() -> None:
+    changes = {
+        "engine": ("fp32/tvm", "int8-static/tvm"),
+        "accuracy": (0.99259259, 0.98888888),
+        "cosine": (0.9999999999999888, 0.9999999999999944),
+        "median (ms)": (0.017575999663677067, None),
+        "p95 (ms)": (0.2, 0.1),
+        "size (bytes)": (29000, 29290),
+        "inputs": ("x float32[batch, 8]", "x float32[8]"),
+        "operator Conv": (None, 3),
+        "operator Relu": (4, 3),
+        "digest": ("sha256:" + "1" * 64, "sha256:" + "2" * 64),
+    }
+    assert difference_lines({"one": changes, "two": {}}) == [
+        "one:",
+        "                 old                  new                  change",
+        "  engine         fp32/tvm             int8-static/tvm",
+        "  accuracy       0.9926               0.9889               -0.0037",
+        "  cosine         1.000000             1.000000             +5.7e-15",
+        "  median (ms)    0.018                -",
+        "  p95 (ms)       0.200                0.100                -50.0%",
+        "  size (bytes)   29,000               29,290               +1.0%",
+        "  inputs         x float32[batch, 8]  x float32[8]",
+        "  operator Conv  -                    3",
+        "  operator Relu  4                    3                    -1",
+        "  digest         sha256:111111111111  sha256:222222222222",
+        "two: the same",
+    ]

@@ -19,6 +19,7 @@ def command(old: str, new: str, as_json: bool) -> None:
     """
     from toolchain.bundle.read import open_release
     from toolchain.bundle.resolve import resolve, split_reference
+    from toolchain.cli.difference import difference_lines
     from toolchain.compare import compare_bundles, compare_releases
 
     (old_path, old_target), (new_path, new_target) = split_reference(old), split_reference(new)
@@ -32,7 +33,4 @@ def command(old: str, new: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(differences, indent=2))
         return
-    for target, changes in differences.items():
-        click.echo(f"{target}: {'the same' if not changes else ''}".rstrip())
-        for name, (before, after) in changes.items():
-            click.echo(f"  {name}: {before} -> {after}")
+    click.echo("\n".join(difference_lines(differences)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,6 +91,15 @@ def explain_lines(result: BuildResult) -> list[str]:
     return lines
 
 
+def _upper(limit: int | None) -> str:
+    return "or more" if limit is None else f"to {limit}"
+
+
+def _wrapped(name: str, text: str) -> list[str]:
+    """``text`` beside ``name`` as :func:`bundle_lines` has it, over several lines if it is long."""
+    return textwrap.wrap(text, 110, initial_indent=f"  {name:8} ", subsequent_indent=" " * 11, break_long_words=False)
+
+
 def _runtime_line(info: BundleManifest) -> str:
     if not info.runtime.distribution:
         return "no run-time: the engine is compiled ahead of time"
@@ -98,19 +108,25 @@ def _runtime_line(info: BundleManifest) -> str:
 
 def bundle_lines(bundle: BundleRef) -> list[str]:
     """A bundle for a person: what it is, needs, takes, gives, and what is known about it."""
+    from toolchain.compare import value_text
+
     info = bundle.manifest
     evidence = info.evidence
     needs = info.requirements
+    machine = f"{needs['os']}, {needs['arch']}"
     lines = [
         f"{info.target.name}  {bundle.digest}",
         f"  engine   {info.engine.precision}/{info.engine.backend} on {info.engine.device}: {'; '.join(info.reasons)}",
-        f"  needs    {needs['os']}, {needs['arch']}, {' '.join(needs['cpu_features'])}",
+        *_wrapped("needs", f"{machine}, {' '.join(needs['cpu_features'])}" if needs["cpu_features"] else machine),
         f"           {_runtime_line(info)}",
     ]
     for kind in ("inputs", "outputs"):
-        lines += [f"  {kind:8} {s['name']} {s['dtype']}{s['shape']}" for s in info.contract[kind]]
-    lines += [f"  dim      {name} {d['min']}..{d['max']}" for name, d in info.contract["dims"].items()]
-    lines += [f"  variant  {v.file} {dict(v.sizes) or 'dynamic sizes'}" for v in info.engine.variants]
+        lines += [f"  {kind:8} {value_text(value)}" for value in info.contract[kind]]
+    for name, dim in info.contract["dims"].items():
+        lines.append(f"  dim      {name} {dim['min']} {_upper(dim['max'])}")
+    for variant in info.engine.variants:
+        sizes = ", ".join(f"{name} {size}" for name, size in variant.sizes.items())
+        lines.append(f"  variant  {variant.file}, {f'for {sizes}' if sizes else 'for all sizes'}")
     if accuracy := evidence.get("accuracy"):
         lines.append(
             f"  accuracy {accuracy['metric']} {accuracy['value']:.4f}, the original's {accuracy['original']:.4f}"
