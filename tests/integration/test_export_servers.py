@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from helpers.bundle_samples import expected_scores
 from helpers.export_samples import aot_release, exported
 from helpers.foreign_venv import ROOT, foreign_python
 from helpers.ports import free_ports
+from helpers.processes import descendants, running, wait_until
+from helpers.ray_calls import asked, refused, replicas
+
+from toolchain.cli.main import cli
+from toolchain.errors import ExitCode, ToolchainError
 
 pytestmark = pytest.mark.slow
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -98,3 +106,51 @@ def test_ray_serve_loses_no_request_when_replicas_are_killed_under_load(tmp_path
     assert figures["killed"] == 2
     assert figures["most"] >= 2
     assert figures["refused"] == 400
+
+
+@pytest.mark.xdist_group("ray")
+def test_serve_on_ray_loses_no_request_when_a_replica_is_killed_and_ends_when_told(tmp_path: Path) -> None:
+    python = foreign_python("ray", "ray[serve]==2.60.0")
+    [port] = free_ports(1)
+    words = ["serve", str(aot_release(tmp_path)), "--on", "ray", f"--http-port={port}", "--min-replicas=2"]
+    environment = ENVIRONMENT | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp"}
+    command = [python, "-m", "toolchain.cli.main", *words]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        line = run.stdout.readline()
+        assert line == f"ready: http://127.0.0.1:{port} (sample 1.2.3, 2 to 4 replicas on ray)\n", run.stderr.read()
+        family = descendants(run.pid)
+        with ThreadPoolExecutor(8) as clients:
+            results = [clients.submit(asked, f"http://127.0.0.1:{port}", 1.0 + n % 7) for n in range(400)]
+            wait_until(lambda: sum(r.done() for r in results) > 100, "some are answered", 60)
+            alive = replicas("sample")
+            assert len(alive) >= 2
+            os.kill(min(alive), signal.SIGKILL)
+            assert all(result.result() for result in results)
+        assert refused(f"http://127.0.0.1:{port}") == 400
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(60) == 0
+    wait_until(lambda: not running(family), "the cluster ends", 20)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--on", "ray", "--grpc-port", "1", "--watch", "x"], "does not take --grpc-port, --watch"),
+        (["--on", "ray", "--http-port", "0"], "on a port that is given"),
+        (["--min-replicas", "2"], "belong to --on ray"),
+    ],
+)
+def test_serve_on_ray_says_what_it_does_not_take(words: list[str], told: str) -> None:
+    with pytest.raises(ToolchainError) as caught:
+        CliRunner().invoke(cli, ["serve", "somewhere", *words], catch_exceptions=False)
+    assert caught.value.code is ExitCode.USAGE
+    assert told in caught.value.what
+
+
+def test_serve_on_ray_needs_ray(tmp_path: Path) -> None:
+    with pytest.raises(ToolchainError) as caught:
+        CliRunner().invoke(cli, ["serve", str(aot_release(tmp_path)), "--on", "ray"], catch_exceptions=False)
+    assert caught.value.code is ExitCode.MISSING_TOOL
+    assert "[ray]" in caught.value.hint

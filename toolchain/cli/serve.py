@@ -28,6 +28,11 @@ from toolchain.errors import ExitCode, ToolchainError
 @click.option("--instances", type=click.IntRange(1), help="Engines of each model at the same time.")
 @click.option("--threads", type=click.IntRange(0), help="Threads of an engine; 0: all, divided by the instances.")
 @click.option("--max-batch", type=click.IntRange(1), help="Rows that are merged into one run.")
+@click.option(
+    "--on", "place", type=click.Choice(["ray"]), help="Serve on a Ray cluster, with replicas as the load asks."
+)
+@click.option("--min-replicas", type=click.IntRange(0), help="With --on ray: that always run [default: 1].")
+@click.option("--max-replicas", type=click.IntRange(1), help="With --on ray: under load [default: 4].")
 @click.option("--tune", is_flag=True, help="Measure which settings are best, write them to a file, and end.")
 @click.option("--p99-ms", type=float, default=50.0, show_default=True, help="With --tune: the limit of the latency.")
 @click.option("--concurrency", type=click.IntRange(1), default=16, show_default=True, help="With --tune: clients.")
@@ -37,6 +42,9 @@ def command(
     file: Path | None,
     tls_cert: str | None,
     tls_key: str | None,
+    place: str | None,
+    min_replicas: int | None,
+    max_replicas: int | None,
     tune: bool,
     p99_ms: float,
     concurrency: int,
@@ -52,6 +60,12 @@ def command(
     """
     from toolchain.runtime.server import spare
 
+    if place == "ray":
+        others = {"settings": file, "tls_cert": tls_cert, "tls_key": tls_key, "tune": tune, "execution": execution}
+        _on_ray(bundles, min_replicas, max_replicas, flags | others)
+        return
+    if min_replicas is not None or max_replicas is not None:
+        raise ToolchainError("--min-replicas and --max-replicas belong to --on ray", code=ExitCode.USAGE)
     try:
         if bundles and not tune and execution in (None, "process"):
             # It starts while everything else is imported.
@@ -132,3 +146,31 @@ def _tune(bundles: tuple[str, ...], p99_ms: float, concurrency: int, output: Pat
         what = f"--tune finds the settings itself and serves nobody; it does not take {', '.join(given)}"
         raise ToolchainError(what, code=ExitCode.USAGE)
     tune_and_write(bundles, p99_ms, concurrency, output, click.echo)
+
+
+#: What can be said of a server on Ray.
+_RAY_FLAGS = ("host", "http_port", "threads", "trust_key")
+
+
+def _on_ray(bundles: tuple[str, ...], least: int | None, most: int | None, flags: dict[str, Any]) -> None:
+    from toolchain.bundle.resolve import resolve
+    from toolchain.exports.on_ray import serve_on_ray
+    from toolchain.exports.ray_serve import Scaling
+    from toolchain.exports.source import open_source
+
+    given = [f"--{name.replace('_', '-')}" for name, value in flags.items() if value and name not in _RAY_FLAGS]
+    if given:
+        raise ToolchainError(f"a server on Ray does not take {', '.join(given)}", code=ExitCode.USAGE)
+    if len(bundles) != 1 or flags["http_port"] == 0:
+        raise ToolchainError("--on ray serves one bundle, and on a port that is given", code=ExitCode.USAGE)
+    reference = bundles[0]
+    if flags["trust_key"]:
+        from toolchain.bundle.sign import check_signed, read_trust
+
+        bundle = resolve(reference)
+        check_signed(bundle, read_trust(Path(flags["trust_key"])))
+        reference = bundle.reference
+    source = open_source(reference)
+    least = 1 if least is None else least
+    scaling = Scaling(least, most or max(4, least), threads=flags["threads"] or 1)
+    serve_on_ray(source, scaling, flags["host"] or "127.0.0.1", flags["http_port"] or 8000, click.echo)
