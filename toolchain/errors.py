@@ -37,6 +37,7 @@ class ExitCode(IntEnum):
     BAD_INPUT = 32
     NOT_REPRODUCIBLE = 33
     UNTRUSTED = 34
+    WEAK_EVIDENCE = 35
     MISSING_TOOL = 40
     STORAGE = 41
     DEVICE = 42

@@ -130,6 +130,25 @@ def evidence_lines(report: Mapping[str, Any]) -> list[str]:
     return [facts["text"], *(f"warning: {warning}" for warning in facts["warnings"])] if facts else []
 
 
+def weaknesses(report: Mapping[str, Any]) -> list[str]:
+    """What the report of a bundle leaves unshown about the engine in it, a line each; empty: nothing."""
+    chosen = next((row for row in report.get("engines", ()) if row["engine"] == report.get("chosen")), None)
+    if chosen is None:
+        return ["the report names no engine"]
+    lines = []
+    if not chosen.get("samples"):
+        lines.append("its outputs were not verified")
+    elif chosen.get("random"):
+        lines.append("its outputs were verified on random inputs: the recipe has no data.evaluation")
+    if chosen["evidence"] == "proxy":
+        lines.append("its outputs were verified by proxy: on the build machine, not on the target")
+    lines += report.get("verification", {}).get("warnings", [])
+    if (chosen["measurement"] or {}).get("median_ms") is None:
+        lines.append(f"not measured on the target: {report['measured']['why_not'] or report['measured']['where']}")
+    lines += [f"the gate {g['gate']} holds only because {g['note']}" for g in chosen["gates"] if g["note"]]
+    return lines
+
+
 def to_markdown(report: Mapping[str, Any]) -> str:
     """The report for a person."""
     lines = [f"# {report['name']} {report['version']} for {report['target']}", ""]

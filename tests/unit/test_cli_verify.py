@@ -38,6 +38,22 @@ def test_verify_tells_each_bundle_as_json(release: Path) -> None:
     assert [row["target"] for row in only["bundles"]] == ["here"]
 
 
+def test_strict_fails_on_what_is_not_shown_and_names_it(release: Path, tmp_path: Path) -> None:
+    plain = CliRunner().invoke(verify.command, [str(release)])
+    assert plain.exit_code == 0
+    assert "  warning: it carries no report of how it was verified" in plain.stdout.splitlines()
+    strict = CliRunner().invoke(verify.command, [str(release), "--strict", "--json"])
+    assert isinstance(strict.exception, ToolchainError)
+    assert strict.exception.code is ExitCode.WEAK_EVIDENCE
+    assert "elsewhere: its self-test was not run here" in strict.exception.details
+    told = json.loads(strict.stdout)
+    assert (told["ok"], told["exit_code"]) == (False, 35)
+    assert {row["target"]: row["warnings"][0] for row in told["bundles"]} == {
+        "here": "it has no self-test",
+        "elsewhere": "its self-test was not run here",
+    }
+
+
 def test_verify_tells_damage_as_json_too(release: Path) -> None:
     largest = max((p for p in release.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     largest.chmod(0o644)

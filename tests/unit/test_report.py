@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from toolchain.recipe_parts import Gates
-from toolchain.report import build_report, evidence_lines, to_markdown
+from toolchain.report import build_report, evidence_lines, to_markdown, weaknesses
 from toolchain.select import Contender, select
 
 
@@ -57,3 +57,17 @@ def test_an_original_no_better_than_guessing_is_warned_of(scores: dict[str, Any]
 def test_a_good_original_and_a_distance_of_zero_are_not_warned_of() -> None:
     for scores in (accuracy(0.9, chance=0.1), accuracy(0.0, higher_is_better=False)):
         assert report(samples=100, random=False, accuracy=scores)["verification"]["warnings"] == []
+
+
+def test_what_a_bundle_does_not_show_is_listed() -> None:
+    unmeasured = "not measured on the target: not asked for"
+    assert weaknesses(report(samples=540, random=False)) == [unmeasured]
+    assert weaknesses(report(samples=16, random=True, evidence="proxy")) == [
+        "its outputs were verified on random inputs: the recipe has no data.evaluation",
+        "its outputs were verified by proxy: on the build machine, not on the target",
+        unmeasured,
+    ]
+    measured = report(samples=540, random=False)
+    measured["engines"][0]["measurement"] = {"median_ms": 1.0}
+    assert weaknesses(measured) == []
+    assert weaknesses({"stages": {}}) == ["the report names no engine"]

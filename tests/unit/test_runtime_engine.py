@@ -138,6 +138,13 @@ class TestLoad:
             load(release)
         assert caught.value.code is ExitCode.DAMAGED_BUNDLE
 
+    def test_a_closed_model_says_so(self, tmp_path: Path) -> None:
+        with load(sample_release(tmp_path / "r", matrix_engine(tmp_path / "e"))) as model:
+            pass
+        with pytest.raises(ToolchainError, match="the model has been closed") as caught:
+            model.run({"image": [[1.0, 2.0, 3.0, 4.0]]})
+        assert caught.value.code is ExitCode.USAGE
+
     def test_a_target_named_twice_must_be_the_same(self, tmp_path: Path) -> None:
         release = sample_release(tmp_path / "r", matrix_engine(tmp_path / "e"))
         load(f"{release}@any", target="any").close()

@@ -20,14 +20,20 @@ if TYPE_CHECKING:
 @click.option("--reproduce", is_flag=True, help="SUBJECT is a recipe: build it twice in different folders and compare.")
 @click.option("--target", "targets", multiple=True, help="Only this target; may be repeated.")
 @click.option("--key", type=click.Path(path_type=Path), help="PEM file of public keys; one must have signed SUBJECT.")
+@click.option("--strict", is_flag=True,
+              help="Fail (exit code 35) on warnings: what can't be verified here, or was not at the build.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, also of what failed.")
-def command(subject: str, reproduce: bool, targets: tuple[str, ...], key: Path | None, as_json: bool) -> None:
+def command(
+    subject: str, reproduce: bool, targets: tuple[str, ...], key: Path | None, strict: bool, as_json: bool
+) -> None:
     """Check the digests of SUBJECT (a release's folder, or FOLDER@TARGET), with --key its signatures, and run its
     self-tests.
 
     Bundles for other machines than this one have their digests checked only, and the output says so.
     """
     found: dict[str, Any] = {"subject": subject, "ok": False}
+    if reproduce and strict:
+        raise ToolchainError("--strict is about bundles; leave it out with --reproduce", code=ExitCode.USAGE)
     if reproduce and key:
         raise ToolchainError("--reproduce compares builds, which nobody signed; leave out --key", code=ExitCode.USAGE)
     try:
@@ -35,6 +41,8 @@ def command(subject: str, reproduce: bool, targets: tuple[str, ...], key: Path |
             _reproduce(Path(subject), targets, found, as_json)
         else:
             _verify(subject, targets, key, found, as_json)
+            if strict:
+                _refuse_warnings(subject, found["bundles"])
         found["ok"] = True
     except ToolchainError as error:
         found |= {"exit_code": int(error.code), "error": error.to_json()}
@@ -58,12 +66,44 @@ def _verify(subject: str, targets: tuple[str, ...], key: Path | None, found: dic
         if targets and bundle.target not in targets:
             continue
         bundle.verify()
-        row = {"target": bundle.target, "digest": bundle.digest, "files": len(bundle.files)} | signers[bundle.target]
-        rows.append(row | {"selftest": _selftest(bundle)})
+        row: dict[str, Any] = {"target": bundle.target, "digest": bundle.digest, "files": len(bundle.files)} | signers[
+            bundle.target
+        ]
+        row["selftest"] = _selftest(bundle)
+        row["warnings"] = _warnings(bundle, row["selftest"])
+        rows.append(row)
         if not quiet:
             signed = f"signed with {row['signed_with']}; " if key else ""
-            told = _told(rows[-1]["selftest"])
+            told = _told(row["selftest"])
             click.echo(f"{bundle.target}: {signed}{row['files']} files match their digests; {told}")
+            for warning in row["warnings"]:
+                click.echo(f"  warning: {warning}")
+
+
+def _warnings(bundle: BundleRef, selftest: dict[str, Any]) -> list[str]:
+    """What is not shown about the bundle, by this verification or by its report."""
+    from toolchain.report import weaknesses
+
+    missing = {"none": ["it has no self-test"], "not run": ["its self-test was not run here"]}
+    told = missing.get(selftest["state"], [])
+    if "report.json" not in bundle.files:
+        return [*told, "it carries no report of how it was verified"]
+    return [*told, *weaknesses(json.loads(bundle.read("report.json")))]
+
+
+def _refuse_warnings(subject: str, rows: list[dict[str, Any]]) -> None:
+    """Raises:
+    ToolchainError: WEAK_EVIDENCE.
+    """
+    warnings = [f"{row['target']}: {warning}" for row in rows for warning in row["warnings"]]
+    if warnings:
+        raise ToolchainError(
+            "what was checked holds, but not everything is shown (--strict)",
+            where=subject,
+            details=warnings,
+            hint="verify on the target's own machine, give evaluation data, measure with build --device",
+            code=ExitCode.WEAK_EVIDENCE,
+        )
 
 
 def _signers(bundles: tuple[BundleRef, ...], key: Path | None) -> dict[str, dict[str, str]]:

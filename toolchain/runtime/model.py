@@ -43,7 +43,16 @@ class Model:
         return self.engine.contract
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Run the model; see :meth:`toolchain.runtime.engine.Engine.run`."""
+        """Run the model; see :meth:`toolchain.runtime.engine.Engine.run`.
+
+        Raises:
+            ToolchainError: USAGE, it has been closed.
+        """
+        if not self._finalizer.alive:
+            hint = "run it inside of its with block, or before close(); or load it again"
+            raise ToolchainError(
+                "the model has been closed", where=self.bundle.reference, hint=hint, code=ExitCode.USAGE
+            )
         return self.engine.run(inputs)
 
     def close(self) -> None:
