@@ -154,15 +154,17 @@ async def start(
     listen = listen or Listen()
     memory = SharedMemory(settings.allow_shared_memory)
     http = HttpServer(core, settings, memory)
-    await http.listen(listen.host, listen.http_port, tls.context() if tls else None, listen.reuse_port)
-    if listen.grpc_port is None:
-        return Frontends(http, None)
-    from toolchain.runtime.server.grpc_server import GrpcServer
+    grpc: GrpcServer | None = None
+    if listen.grpc_port is not None:
+        from toolchain.runtime.server.grpc_server import GrpcServer
 
-    grpc = GrpcServer(core, settings, memory)
-    try:
+        # First, for who asks over HTTP whether the server is ready may use gRPC at once.
+        grpc = GrpcServer(core, settings, memory)
         await grpc.listen(listen.host, listen.grpc_port, tls, listen.reuse_port)
+    try:
+        await http.listen(listen.host, listen.http_port, tls.context() if tls else None, listen.reuse_port)
     except BaseException:
-        await http.drain(0)
+        if grpc is not None:
+            await grpc.drain(0)
         raise
     return Frontends(http, grpc)

@@ -1,40 +1,55 @@
-"""The gRPC server: its port, limits, health service and graceful end."""
+"""The gRPC server: its port, connections, limits, health service and graceful end.
+
+It speaks gRPC over its own HTTP/2 (:mod:`h2_connection`) on the server's loop: what ``grpcio`` does for a call on its
+own threads and in its own queues costs several times what everything else here does.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import ssl
+from typing import TYPE_CHECKING
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
-
-from toolchain.runtime.server.api import Core, ServeError
+from toolchain.runtime.server.api import Core, ServeError, Status
+from toolchain.runtime.server.grpc_connection import GrpcConnection
+from toolchain.runtime.server.grpc_health import Health
 from toolchain.runtime.server.grpc_service import InferenceService
+from toolchain.runtime.server.h2_connection import Http2Connection
 
 if TYPE_CHECKING:
     from toolchain.runtime.server.frontend import FrontendSettings, TlsFiles
     from toolchain.runtime.server.shared_memory import SharedMemory
 
 _SERVICE = "inference.GRPCInferenceService"
-_HEAD_ROOM = 64 * 1024
 _HEALTH_INTERVAL = 0.5
-_PING_MS = 5000
+_BACKLOG = 1024
+_TLS_TIMEOUT = 10.0
 
 
 class GrpcServer:
-    """Serves a core over gRPC; ``port`` is where it listens, after :meth:`listen`."""
+    """Serves a core over gRPC.
+
+    Attributes:
+        port: where it listens, after :meth:`listen`.
+        methods: by path.
+        now: the loop's time in seconds, as of the last tick.
+        draining: whether no more calls are taken.
+    """
 
     def __init__(self, core: Core, settings: FrontendSettings, memory: SharedMemory) -> None:
         self.port = 0
+        self.settings = settings
+        self.loop = asyncio.get_running_loop()
+        self.now = self.loop.time()
+        self.draining = False
+        self.connections: set[Http2Connection] = set()
+        self.pending = 0
         self._core = core
-        self._settings = settings
-        self._memory = memory
-        self._server: Any = None
-        self._health = health_aio.HealthServicer()
-        self._watch: asyncio.Task[None] | None = None
+        self._health = Health()
+        self.methods = {**InferenceService(core, settings, memory).methods(), **self._health.methods()}
+        self._server: asyncio.Server | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     async def listen(self, host: str, port: int, tls: TlsFiles | None = None, reuse_port: bool = False) -> None:
         """Start to answer; port 0 is any that is free.
@@ -42,51 +57,74 @@ class GrpcServer:
         Raises:
             OSError: the address can't be listened on.
         """
-        settings = self._settings
-        options = [
-            ("grpc.max_receive_message_length", settings.max_body + _HEAD_ROOM),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.max_metadata_size", settings.max_head),
-            ("grpc.max_concurrent_streams", settings.max_connections),
-            ("grpc.so_reuseport", int(reuse_port)),
-            ("grpc.http2.min_ping_interval_without_data_ms", _PING_MS),
-            ("grpc.keepalive_permit_without_calls", 1),
-        ]
-        self._server = grpc.aio.server(options=options)
-        self._server.add_generic_rpc_handlers((InferenceService(self._core, settings, self._memory).handler(),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        try:
-            if tls is None:
-                self.port = self._server.add_insecure_port(address)
-            else:
-                pair = (Path(tls.key).read_bytes(), Path(tls.certificate).read_bytes())
-                self.port = self._server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
-        except RuntimeError as error:
-            raise OSError(f"can't listen on {address} for gRPC: {error}") from None
-        if self.port == 0:
-            raise OSError(f"can't listen on {address} for gRPC")
-        await self._server.start()
-        await self._set_health()
-        self._watch = asyncio.create_task(self._follow())
+        context: ssl.SSLContext | None = None
+        if tls is not None:
+            context = tls.context()
+            context.set_alpn_protocols(["h2"])
+        self._server = await self.loop.create_server(
+            lambda: GrpcConnection(self),
+            host,
+            port,
+            ssl=context,
+            backlog=_BACKLOG,
+            reuse_port=reuse_port or None,
+            ssl_handshake_timeout=_TLS_TIMEOUT if tls else None,
+        )
+        self.port = self._server.sockets[0].getsockname()[1]
+        self._tick()
 
     async def drain(self, grace: float) -> None:
         """Take no new calls, let running ones end for ``grace`` seconds, then cancel what is left."""
-        if self._watch is not None:
-            self._watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
-        await self._health.enter_graceful_shutdown()
+        self._health.set(dict.fromkeys(self._states(), False))
+        self.draining = True
         if self._server is not None:
-            await self._server.stop(grace)
+            self._server.close()
+        for connection in list(self.connections):
+            connection.go_away()
+        end = self.loop.time() + grace
+        while self.connections and self.loop.time() < end:
+            await asyncio.sleep(0.02)
+        for connection in list(self.connections):
+            connection.transport.abort()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._server is not None:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._server.wait_closed(), 1.0)
 
-    async def _follow(self) -> None:
-        """Keep the health service's answers true."""
-        while True:
-            await asyncio.sleep(_HEALTH_INTERVAL)
-            await self._set_health()
+    def add(self, connection: Http2Connection) -> bool:
+        """Whether there is room for another connection."""
+        if len(self.connections) >= self.settings.max_connections or self.draining:
+            return False
+        self.connections.add(connection)
+        return True
 
-    async def _set_health(self) -> None:
+    def remove(self, connection: Http2Connection) -> None:
+        self.connections.discard(connection)
+
+    def reserve(self, size: int) -> None:
+        """Count bytes that a message takes.
+
+        Raises:
+            ServeError: UNAVAILABLE, all messages together would take more than is allowed.
+        """
+        if self.pending + size > self.settings.max_pending:
+            raise ServeError(Status.UNAVAILABLE, "too many large requests are being received; try again later", 1.0)
+        self.pending += size
+
+    def release(self, size: int) -> None:
+        """A message is no longer held."""
+        self.pending -= size
+
+    def _tick(self) -> None:
+        self.now = self.loop.time()
+        if not self.draining:
+            self._health.set(self._states())
+        for connection in list(self.connections):
+            connection.tick(self.now)
+        self._timer = self.loop.call_later(_HEALTH_INTERVAL, self._tick)
+
+    def _states(self) -> dict[str, bool]:
         """The server as "" and as the service's name, and each model by its name."""
         states = dict.fromkeys(("", _SERVICE), self._core.ready())
         for name in {entry.name for entry in self._core.index()} - set(states):
@@ -94,6 +132,4 @@ class GrpcServer:
                 states[name] = self._core.model_ready(name)
             except ServeError:
                 states[name] = False
-        response = health_pb2.HealthCheckResponse
-        for name, good in states.items():
-            await self._health.set(name, response.SERVING if good else response.NOT_SERVING)
+        return states

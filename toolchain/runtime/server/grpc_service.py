@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import grpc
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
-from toolchain.runtime.server.api import Core, ServeError, Status
-from toolchain.runtime.server.frontend import check_admin, check_bearer
+from toolchain.runtime.server.api import Core, InferRequest, ServeError, Status
+from toolchain.runtime.server.frontend import check_admin
 from toolchain.runtime.server.grpc_codec import Codec, parameters_of
+from toolchain.runtime.server.grpc_connection import Method
 from toolchain.runtime.server.log_settings import TRACE_SETTINGS, LogSettings
 from toolchain.runtime.server.proto import stubs
+from toolchain.runtime.server.rest_codec import Wish
 from toolchain.runtime.server.routes import EXTENSIONS
 from toolchain.version import __version__
 
@@ -28,7 +29,6 @@ pb = stubs()
 _log = logging.getLogger("toolchain.serve")
 _OPEN = frozenset({"ServerLive", "ServerReady", "ModelReady"})
 _STREAM_WINDOW = 64
-_CODES = {code.name: code for code in grpc.StatusCode}
 
 
 class InferenceService:
@@ -40,46 +40,21 @@ class InferenceService:
         self._memory = memory
         self._codec = Codec(core, memory)
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """The service for a gRPC server, made from the proto's descriptor."""
+    def methods(self) -> dict[str, Method]:
+        """The service's methods by path, made from the proto's descriptor."""
         service = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-        handlers = {}
+        found = {}
         for method in service.methods:
-            behaviour = getattr(self, re.sub(r"(?<=[a-z])(?=[A-Z])", "_", method.name).lower())
-            make = grpc.stream_stream_rpc_method_handler
-            if method.name != "ModelStreamInfer":
-                parse = getattr(pb, method.input_type.name).FromString
-                behaviour, make = self._guarded(behaviour, parse, method.name), grpc.unary_unary_rpc_method_handler
-            # Requests are parsed here: gRPC would answer UNKNOWN to what is no message.
-            handlers[method.name] = make(behaviour, None, getattr(pb, method.output_type.name).SerializeToString)
-        return grpc.method_handlers_generic_handler(service.full_name, handlers)
-
-    def _guarded(
-        self, behaviour: Callable[[Any], Any], parse: Callable[[bytes], Any], name: str
-    ) -> Callable[[bytes, Any], Awaitable[Any]]:
-        """A method with its errors as gRPC statuses, for clients that may call it."""
-        checked = self._settings.authorize is not None and name not in _OPEN
-        waits = asyncio.iscoroutinefunction(behaviour)
-
-        async def call(data: bytes, context: Any) -> Any:
-            try:
-                if checked:
-                    self._authorize(context)
-                request = _parsed(parse, data)
-                return await behaviour(request) if waits else behaviour(request)
-            except ServeError as error:
-                refused = error
-            except Exception:
-                _log.exception("request failed", extra={"facts": {"rpc": name}})
-                refused = ServeError(Status.INTERNAL, "the server failed to answer this request; its log says why")
-            await _abort(context, refused)
-            return None
-
-        return call
-
-    def _authorize(self, context: Any) -> None:
-        given = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
-        check_bearer(self._settings, given[0] if given and isinstance(given[0], str) else None)
+            parse, is_open = getattr(pb, method.input_type.name).FromString, method.name in _OPEN
+            if method.name == "ModelStreamInfer":
+                made = Method(method.name, is_open, stream=self.model_stream_infer)
+            elif method.name == "ModelInfer":
+                made = Method(method.name, is_open, answer=self.model_infer)
+            else:
+                behaviour = getattr(self, re.sub(r"(?<=[a-z])(?=[A-Z])", "_", method.name).lower())
+                made = Method(method.name, is_open, answer=_answer(behaviour, parse))
+            found[f"/{service.full_name}/{method.name}"] = made
+        return found
 
     def server_live(self, request: Any) -> Any:
         return pb.ServerLiveResponse(live=self._core.live())
@@ -102,35 +77,43 @@ class InferenceService:
                 tensors.add(name=spec.name, datatype=spec.datatype, shape=spec.shape)
         return message
 
-    async def model_infer(self, request: Any) -> Any:
-        inference, wishes = self._codec.decode(request)
-        return self._codec.encode(await self._core.infer(inference), wishes)
+    def model_infer(self, data: bytes) -> bytes | Awaitable[bytes]:
+        """The answer to a request, or what gives it if it has to be waited for."""
+        inference, wishes = self._codec.decode(_parsed(pb.ModelInferRequest.FromString, data))
+        response = self._core.infer_now(inference)
+        if response is None:
+            return self._later(inference, wishes)
+        return bytes(self._codec.encode(response, wishes).SerializeToString())
 
-    async def model_stream_infer(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
+    async def _later(self, inference: InferRequest, wishes: Mapping[str, Wish]) -> bytes:
+        return bytes(self._codec.encode(await self._core.infer(inference), wishes).SerializeToString())
+
+    async def model_stream_infer(self, requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Answers in the order of the requests, up to 64 of which are worked on at the same time."""
-        if self._settings.authorize is not None:
-            try:
-                self._authorize(context)
-            except ServeError as error:
-                await _abort(context, error)
-        waiting: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(_STREAM_WINDOW)
+        waiting: asyncio.Queue[asyncio.Task[Any] | ServeError | None] = asyncio.Queue(_STREAM_WINDOW)
 
         async def read() -> None:
+            end: ServeError | None = None
             try:
                 async for request in requests:
                     await waiting.put(asyncio.create_task(self._one_of_stream(request)))
+            except ServeError as error:
+                end = error
             finally:
-                await waiting.put(None)
+                await waiting.put(end)
 
         reader = asyncio.create_task(read())
         try:
             while (task := await waiting.get()) is not None:
-                yield await task
+                if isinstance(task, ServeError):
+                    raise task
+                answer = await task
+                yield answer.SerializeToString()
         finally:
             reader.cancel()
             while not waiting.empty():
                 left = waiting.get_nowait()
-                if left is not None:
+                if isinstance(left, asyncio.Task):
                     left.cancel()
 
     async def _one_of_stream(self, data: bytes) -> Any:
@@ -138,7 +121,8 @@ class InferenceService:
         request = pb.ModelInferRequest()
         try:
             request = _parsed(pb.ModelInferRequest.FromString, data)
-            message = await self.model_infer(request)
+            inference, wishes = self._codec.decode(request)
+            message = self._codec.encode(await self._core.infer(inference), wishes)
         except ServeError as error:
             failed = pb.ModelStreamInferResponse(error_message=error.message)
             failed.infer_response.id = request.id
@@ -223,6 +207,18 @@ class InferenceService:
         return message
 
 
+def _answer(behaviour: Callable[[Any], Any], parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """From messages as objects to messages as bytes."""
+
+    def now(data: bytes) -> bytes:
+        return bytes(behaviour(_parsed(parse, data)).SerializeToString())
+
+    async def later(data: bytes) -> bytes:
+        return bytes((await behaviour(_parsed(parse, data))).SerializeToString())
+
+    return later if asyncio.iscoroutinefunction(behaviour) else now
+
+
 def _parsed(parse: Callable[[bytes], Any], data: bytes) -> Any:
     """The message in ``data``.
 
@@ -233,10 +229,3 @@ def _parsed(parse: Callable[[bytes], Any], data: bytes) -> Any:
         return parse(data)
     except DecodeError as error:
         raise ServeError(Status.INVALID, f"the request is no message of this method: {error}") from None
-
-
-async def _abort(context: Any, error: ServeError) -> None:
-    metadata: tuple[tuple[str, str], ...] = ()
-    if error.retry_after is not None:
-        metadata = (("retry-after", str(max(1, -int(-error.retry_after // 1)))),)
-    await context.abort(_CODES[error.status.value[1]], error.message, metadata)
