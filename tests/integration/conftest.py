@@ -10,6 +10,7 @@ import pytest
 
 if TYPE_CHECKING:
     from helpers.edge_samples import Runtime
+    from helpers.ssh_device import SshDevice
     from tvm_support import Stages
 
     from toolchain.runtime.edge.build import RunnerFiles
@@ -61,3 +62,16 @@ def release(engines: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactor
     from edge_support import release_with_selftest
 
     return release_with_selftest(engines["any"], tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture(scope="module")
+def ssh_device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshDevice]:
+    """An emulated device behind a real SSH server."""
+    from helpers.emulator_packages import EmulatorError
+    from helpers.ssh_device import SshDevice
+
+    try:
+        with SshDevice(tmp_path_factory.mktemp("ssh") / "device") as started:
+            yield started
+    except EmulatorError as error:
+        pytest.skip(str(error))

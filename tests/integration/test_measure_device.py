@@ -15,7 +15,6 @@ import pytest
 from helpers import edge_samples
 from helpers.bundle_samples import MATRIX_CONTRACT, requirements
 from helpers.edge_samples import aot_engine, compile_model, selftest_file
-from helpers.emulator_packages import EmulatorError
 from helpers.processes import wait_until
 from helpers.ssh_device import ADDRESS, SshDevice
 
@@ -40,24 +39,15 @@ NEEDS = requirements(("asimd", "asimddp"), "aarch64")
 WORST = {"cosine": 1.0, "max_abs_error": 0.0}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshDevice]:
-    try:
-        with SshDevice(tmp_path_factory.mktemp("ssh") / "device") as started:
-            yield started
-    except EmulatorError as error:
-        pytest.skip(str(error))
-
-
 @pytest.fixture
-def device(server: SshDevice, monkeypatch: pytest.MonkeyPatch) -> Iterator[SshDevice]:
+def device(ssh_device: SshDevice, monkeypatch: pytest.MonkeyPatch) -> Iterator[SshDevice]:
     """Said to be a real one, so that its times count."""
-    for name, value in server.environment.items():
+    for name, value in ssh_device.environment.items():
         monkeypatch.setenv(name, value)
-    server.become(emulated="")
-    server.use_key("user")
-    yield server
-    assert server.leftovers() == []
+    ssh_device.become(emulated="")
+    ssh_device.use_key("user")
+    yield ssh_device
+    assert ssh_device.leftovers() == []
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +285,7 @@ def test_turns_refuse_what_they_do_not_know(device: SshDevice, inputs: Mapping[s
 
 
 def test_a_device_that_is_lost_in_the_middle_ends_the_measurement_with_one_message(
-    server: SshDevice,
+    ssh_device: SshDevice,
     inputs: Mapping[str, Path],
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,

@@ -191,18 +191,24 @@ def test_files_of_the_current_folder_do_not_take_the_place_of_libraries(
     assert not end.reply["result"]["numpy"].startswith(str(tmp_path))
 
 
-def test_closing_ends_running_children_and_grandchildren_and_their_calls(tmp_path: Path) -> None:
-    pool = WorkerPool()
-    call = caller(pool, tmp_path)
+def failing_family(call: Call, pids: Path) -> tuple[threading.Thread, list[ToolchainError]]:
+    """A call in a thread, whose child starts grandchildren and notes them in ``pids``; and what it will raise."""
     errors: list[ToolchainError] = []
 
     def one() -> None:
         with pytest.raises(ToolchainError) as caught:
-            call("start_grandchildren", pids=str(tmp_path / "pids"), sleep=300)
+            call("start_grandchildren", pids=str(pids), sleep=300)
         errors.append(caught.value)
 
     thread = threading.Thread(target=one)
     thread.start()
+    return thread, errors
+
+
+def test_closing_ends_running_children_and_grandchildren_and_their_calls(tmp_path: Path) -> None:
+    pool = WorkerPool()
+    call = caller(pool, tmp_path)
+    thread, errors = failing_family(call, tmp_path / "pids")
     pids = read_pids(tmp_path / "pids")
     assert running(pids) == pids
     started = time.monotonic()
@@ -245,15 +251,7 @@ def test_closing_twice_is_harmless(tmp_path: Path) -> None:
 def test_a_killed_zygote_fails_its_calls_ends_their_processes_and_is_replaced(tmp_path: Path) -> None:
     with WorkerPool() as pool:
         call = caller(pool, tmp_path)
-        errors: list[ToolchainError] = []
-
-        def one() -> None:
-            with pytest.raises(ToolchainError) as caught:
-                call("start_grandchildren", pids=str(tmp_path / "pids"), sleep=300)
-            errors.append(caught.value)
-
-        thread = threading.Thread(target=one)
-        thread.start()
+        thread, errors = failing_family(call, tmp_path / "pids")
         child, plain, session, forked = read_pids(tmp_path / "pids")
         os.kill(zygote_of(call), signal.SIGKILL)
         thread.join(5)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--target", "targets", multiple=True, help="Only this target; may be repeated.")
 @click.option("--key", type=click.Path(path_type=Path), help="PEM file of public keys; one must have signed SUBJECT.")
 @click.option("--strict", is_flag=True,
-              help="Fail (exit code 35) on warnings: what can't be verified here, or was not at the build.")  # fmt: skip
+              help="Fail (exit code 35) on warnings: what is not verified here, or was not at the build.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, also of what failed.")
 def command(
     subject: str, reproduce: bool, targets: tuple[str, ...], key: Path | None, strict: bool, as_json: bool
