@@ -14,6 +14,7 @@ from toolchain.plan_shared import Maker, add_shared_stages, input_specs
 from toolchain.recipe import Recipe
 from toolchain.remote.device import Device
 from toolchain.runner import Node
+from toolchain.runtime.edge.tvm_libraries import tvm_libraries
 from toolchain.stages import measure, optimize, runner
 from toolchain.target import TargetProfile
 from toolchain.tvm.records import Records, load_records
@@ -112,6 +113,8 @@ def _target(maker: Maker, profile: TargetProfile, device: Device | None, measure
 
 def _runner(maker: Maker, profile: TargetProfile, at: str) -> str:
     """The stage that builds the edge runtime: to go into the bundles, or to measure on a device with."""
+    if profile.tvm_packages is not None:
+        tvm_libraries(profile.arch, profile.tvm_packages)  # what is wrong with them is told before anything is built
     abi = profile.runtime.abi
     options = runner.Options(profile.arch, f"{abi.libc}:{abi.min}" if abi.min else abi.libc, profile.tvm.linker)
     return maker.add(f"runner{at}", runner.STAGE, options, {}, failure=ExitCode.COMPILE, target=profile.name)

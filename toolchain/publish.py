@@ -19,6 +19,7 @@ from toolchain.plan import TargetPlan
 from toolchain.recipe import Recipe
 from toolchain.report import to_markdown
 from toolchain.runner import Outcome
+from toolchain.runtime.edge.tvm_libraries import tvm_libraries
 from toolchain.select import Selection
 from toolchain.version import __version__
 
@@ -91,9 +92,8 @@ def _bundle(
     files = {p.relative_to(engine).as_posix(): p for p in sorted(engine.rglob("*")) if p.is_file()}
     files["recipe.toml"] = recipe.path
     engine_info = parse_engine(json.loads((engine / "engine.json").read_text()), engine / "engine.json")
-    if result.plan.runner and engine_info.form == "aot":
-        built = cache.path(outcomes[result.plan.runner].outputs["runner"])
-        files |= {f"{RUNNER_FOLDER}/{path.name}": path for path in sorted(built.iterdir())}
+    runner = _runner_files(result, outcomes, cache, engine_info)
+    files |= {f"{RUNNER_FOLDER}/{name}": path for name, path in runner.items()}
     selftest = outcomes["selftest"].outputs.get("selftest")
     if selftest is not None:
         files["selftest.npz"] = cache.path(selftest) / "selftest.npz"
@@ -126,6 +126,20 @@ def _bundle(
         selftest=Tolerance.around(verdict.get("worst") or {}),
     )
     return pack_bundle(BundleSpec(manifest, files))
+
+
+def _runner_files(
+    result: TargetResult, outcomes: Mapping[str, Outcome], cache: Cache, engine: EngineInfo
+) -> dict[str, Path]:
+    """The edge runtime, where the profile asks for it and it can run the engine; with TVM's where that needs it."""
+    profile = result.plan.profile
+    if not result.plan.runner or engine.form not in ("aot", "vm"):
+        return {}
+    libraries = tvm_libraries(profile.arch, profile.tvm_packages) if engine.form == "vm" else {}
+    if engine.form == "vm" and not libraries:
+        return {}
+    built = cache.path(outcomes[result.plan.runner].outputs["runner"])
+    return {path.name: path for path in sorted(built.iterdir())} | libraries
 
 
 def measured_facts(result: TargetResult, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:

@@ -23,6 +23,9 @@ _WHAT, _CODE = "target profile", ExitCode.BAD_TARGET
 _LIST_HINT = "`toolchain targets` lists the shipped profiles"
 
 
+_OF_THIS_MACHINE: Any = {"execute": {"remote"}, "runtime": {"tvm_packages"}}
+
+
 class TargetProfile(Section):
     """One kind of machine; the fields are those of its TOML file, with ``extends`` and ``detect`` resolved."""
 
@@ -58,7 +61,12 @@ class TargetProfile(Section):
 
     def to_json(self) -> dict[str, Any]:
         """The whole profile with defaults filled in, without paths and addresses: for digests and for bundles."""
-        return self.model_dump(mode="json", by_alias=True, exclude={"execute": {"remote"}})
+        return self.model_dump(mode="json", by_alias=True, exclude=_OF_THIS_MACHINE)
+
+    @property
+    def tvm_packages(self) -> Path | None:
+        """The folder with TVM's packages for the target, if one is given."""
+        return self._path.parent / self.runtime.tvm_packages if self.runtime.tvm_packages else None
 
     @property
     def without_wheels(self) -> tuple[Backend, ...]:

@@ -125,8 +125,13 @@ class Runtime(Section):
     )
     runner: bool = Field(
         False,
-        description="whether bundles with an engine ahead of time carry the edge runtime: a C library and the program "
-        "'bundle-run', so that a device needs nothing else",
+        description="whether bundles carry the edge runtime: a C library and the program 'bundle-run', so that a "
+        "device needs nothing else; with an engine of TVM's virtual machine also TVM's run-time",
+    )
+    tvm_packages: str = Field(
+        "",
+        description="where TVM's run-time for another architecture comes from: a folder into which "
+        "'pip install --target' put apache-tvm and apache-tvm-ffi for it; relative to the profile's file",
     )
 
 

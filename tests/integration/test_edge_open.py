@@ -203,7 +203,7 @@ def test_engines_of_another_kind_are_refused_with_what_to_do(
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "form"}))
     error = refusal(runtime, sample_release(tmp_path / "r2", tmp_path / "vm"))
     assert error.status == edge_samples.NO_ENGINE
-    assert "form vm" in error.text
+    assert "does not carry TVM's run-time, which its engine needs" in error.text
 
 
 @pytest.mark.parametrize(

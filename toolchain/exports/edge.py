@@ -14,6 +14,7 @@ from toolchain.bundle.resolve import split_reference
 from toolchain.errors import ExitCode, ToolchainError
 from toolchain.exports.files import Tree, text_file
 from toolchain.exports.source import Source
+from toolchain.runtime.edge.tvm_libraries import LIBRARIES
 
 PROGRAM = "bundle-run"
 PROGRAMS = frozenset({PROGRAM, "model"})
@@ -62,14 +63,26 @@ def edge_tree(source: Source) -> Tree:
             f"the bundle for {source.manifest.target.name} carries no edge runtime",
             where=str(source.bundle.layout),
             details=[f"its engine is {source.facts()['engine']}"],
-            hint="the runtime goes into bundles with an engine ahead of time whose target profile says runner = true "
-            "in its [runtime] table",
+            hint=_why_without(source),
             code=ExitCode.USAGE,
         )
-    tree: dict[str, Blob] = {_place(name): blob for name, blob in runner.items()}
+    # What the bundle itself needs of TVM stays in it.
+    tree: dict[str, Blob] = {_place(name): blob for name, blob in runner.items() if name not in LIBRARIES}
     tree |= source.layout_files("bundle")
     tree["README.md"] = text_file(_readme(source))
     return tree
+
+
+def _why_without(source: Source) -> str:
+    if source.engine.form == "vm":
+        return (
+            "its engine needs TVM's run-time, which goes into bundles whose target profile says runner = true in its "
+            "[runtime] table and, for another architecture than the build machine's, where tvm_packages are"
+        )
+    return (
+        "the runtime goes into bundles with an engine of TVM for processors whose target profile says runner = true in "
+        "its [runtime] table"
+    )
 
 
 def _static_readme(source: Source) -> str:
@@ -110,6 +123,12 @@ that embed it call `tc_open_module` first and then the functions of `toolchain_r
 """
 
 
+def _nothing_else(source: Source) -> str:
+    if source.engine.form == "vm":
+        return "Beside these libstdc++.so.6, and nothing else: no Python, no package."
+    return "Nothing else: no Python, no package."
+
+
 def _of(name: str) -> bool:
     return name.startswith(f"{RUNNER_FOLDER}/")
 
@@ -128,7 +147,7 @@ def _readme(source: Source) -> str:
     return f"""# {manifest.name} {manifest.version} for {manifest.target.name}
 
 Copy this folder to the device. It needs Linux on {needs["arch"]} with {libc.get("name", "libc")} {libc.get("min", "")}
-or newer, and the processor features {" ".join(needs["cpu_features"])}. Nothing else: no Python, no package.
+or newer, and the processor features {" ".join(needs["cpu_features"])}. {_nothing_else(source)}
 
 ```sh
 ./bundle-run info bundle         # what it is, its inputs, outputs and dimensions

@@ -24,9 +24,9 @@ EDGE = Path(__file__).resolve().parent
 LIBRARY_NAME = "libtoolchain_runtime.so"
 PROGRAM_NAME = "bundle-run"
 RUNTIME_SOURCES = (
-    "buckets", "bundle", "contract", "engine_aot", "engine_vm", "error", "files", "hash", "hash_fast", "host", "host_riscv",
-    "interface", "json", "json_tree", "layout", "library", "manifest", "numpy", "release", "run", "selftest", "tvm_load",
-    "values",
+    "buckets", "bundle", "contract", "engine_aot", "engine_vm", "error", "files", "hash", "hash_fast", "host",
+    "host_riscv", "interface", "json", "json_tree", "layout", "library", "manifest", "numpy", "release", "run",
+    "selftest", "tvm_load", "values",
 )  # fmt: skip
 PROGRAM_SOURCES = ("cli_bench", "cli_files", "cli_json", "main")
 WASM = "wasm32"
@@ -111,7 +111,8 @@ def _parts(arch: str) -> tuple[list[str], list[str]]:
     """Names of the sources of the runtime, and of the program."""
     if arch != WASM:
         return list(RUNTIME_SOURCES), list(PROGRAM_SOURCES)
-    return [f"{name}_wasm" if name == "host" else name for name in RUNTIME_SOURCES], [*PROGRAM_SOURCES, "module"]
+    runtime = [name for name in RUNTIME_SOURCES if name not in ("engine_vm", "tvm_load")]
+    return [f"{name}_wasm" if name == "host" else name for name in runtime], [*PROGRAM_SOURCES, "module"]
 
 
 def compiler_command(arch: str, libc: str, compiler: str) -> list[str]:

@@ -137,11 +137,12 @@ TC_API int32_t tc_dim_at(const tc_bundle *bundle, uint32_t index, tc_dim_info *i
 TC_API const char *tc_property(const tc_bundle *bundle, const char *key);
 
 /* Fills in dtype, rank, shape and bytes of every output for inputs of these shapes; no data is read or written, and
- * the inputs' data may be NULL. */
+ * the inputs' data may be NULL.  A size that only a run tells is TC_UNKNOWN_SIZE, and the bytes are 0 then. */
 TC_API int32_t tc_output_shapes(tc_bundle *bundle, const tc_value *inputs, uint32_t num_inputs, tc_value *outputs,
                                 uint32_t num_outputs);
 
-/* Runs the model.  Every input and output must be given, in any order if they are named. */
+/* Runs the model.  Every input and output must be given, in any order if they are named.  TC_TOO_SMALL comes before the
+ * run, or after it for an output of unknown size: give the bytes that are told then, and run again. */
 TC_API int32_t tc_run(tc_bundle *bundle, const tc_value *inputs, uint32_t num_inputs, tc_value *outputs,
                       uint32_t num_outputs);
 

@@ -54,14 +54,14 @@ static int32_t check_engine(tc_bundle *bundle, tcr_problem *problem) {
   const tcr_manifest *manifest = &bundle->manifest;
   int32_t status = read_form(bundle, problem);
   if (status != TC_OK) return status;
-  if (strcmp(manifest->backend, "tvm") == 0 && strcmp(manifest->device, "cpu") == 0 && strcmp(bundle->form, "aot") == 0)
-    return TC_OK;
+  const bool known = strcmp(bundle->form, "aot") == 0 || strcmp(bundle->form, "vm") == 0;
+  if (strcmp(manifest->backend, "tvm") == 0 && strcmp(manifest->device, "cpu") == 0 && known) return TC_OK;
   return tcr_fail(problem, TC_NO_ENGINE, bundle->layout.path,
                   strcmp(bundle->form, "static") == 0
                       ? "its engine is an executable, 'model': run that (toolchain export edge writes it to a folder)"
                       : "open it with toolchain.runtime in Python, or build it with engines ahead of time",
                   "the bundle for %.100s has an engine of backend %.100s, form %s, device %.100s; this runtime runs "
-                  "backend tvm, form aot, device cpu",
+                  "backend tvm, forms aot and vm, device cpu",
                   manifest->target, manifest->backend, bundle->form[0] ? bundle->form : "-", manifest->device);
 }
 

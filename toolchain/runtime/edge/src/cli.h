@@ -34,6 +34,8 @@ int32_t cli_read_inputs(tc_bundle *bundle, const cli_options *options, bool inve
 /* Writes the invented inputs anew that the last run overwrote. */
 void cli_renew_inputs(cli_run *run);
 int32_t cli_make_outputs(tc_bundle *bundle, cli_run *run, tcr_problem *problem);
+/* Memory for outputs of the bytes that they tell now. */
+int32_t cli_give_room(cli_run *run, tcr_problem *problem);
 int32_t cli_write_outputs(tc_bundle *bundle, const cli_options *options, const cli_run *run, tcr_problem *problem);
 void cli_free(cli_run *run);
 

@@ -17,6 +17,11 @@ double cli_now_ms(void) {
 
 int32_t cli_run_once(tc_bundle *bundle, cli_run *run, tcr_problem *problem) {
   int32_t status = tc_run(bundle, run->inputs, run->num_inputs, run->outputs, run->num_outputs);
+  if (status == TC_TOO_SMALL) { /* of outputs whose size only a run tells */
+    status = cli_give_room(run, problem);
+    if (status != TC_OK) return status;
+    status = tc_run(bundle, run->inputs, run->num_inputs, run->outputs, run->num_outputs);
+  }
   if (status != TC_OK) tc_last_error(bundle, problem->text, sizeof problem->text);
   return status;
 }

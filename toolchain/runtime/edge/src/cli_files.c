@@ -150,6 +150,16 @@ int32_t cli_read_inputs(tc_bundle *bundle, const cli_options *options, bool inve
   return status;
 }
 
+int32_t cli_give_room(cli_run *run, tcr_problem *problem) {
+  for (uint32_t i = 0; i < run->num_outputs; i++) {
+    size_t room = run->outputs[i].bytes / TC_ALIGNMENT + 1;
+    free(run->outputs[i].data);
+    run->outputs[i].data = aligned_alloc(TC_ALIGNMENT, room * TC_ALIGNMENT);
+    if (run->outputs[i].data == NULL) return tcr_no_memory(problem, run->outputs[i].bytes, "an output");
+  }
+  return TC_OK;
+}
+
 int32_t cli_make_outputs(tc_bundle *bundle, cli_run *run, tcr_problem *problem) {
   run->num_outputs = tc_num_outputs(bundle);
   if (run->num_outputs > CLI_MANY) return tcr_fail(problem, TC_USAGE, "", "", "more than %d outputs", CLI_MANY);
@@ -158,12 +168,7 @@ int32_t cli_make_outputs(tc_bundle *bundle, cli_run *run, tcr_problem *problem) 
     tc_last_error(bundle, problem->text, sizeof problem->text);
     return status;
   }
-  for (uint32_t i = 0; i < run->num_outputs; i++) {
-    size_t room = run->outputs[i].bytes / TC_ALIGNMENT + 1;
-    run->outputs[i].data = aligned_alloc(TC_ALIGNMENT, room * TC_ALIGNMENT);
-    if (run->outputs[i].data == NULL) return tcr_no_memory(problem, run->outputs[i].bytes, "an output");
-  }
-  return TC_OK;
+  return cli_give_room(run, problem);
 }
 
 void cli_free(cli_run *run) {

@@ -159,4 +159,4 @@ static void aot_close(tcr_engine *engine) {
   if (engine->library != NULL) dlclose(engine->library);
 }
 
-const tcr_engine_ops tcr_aot = {"aot", aot_open, aot_output_shape, aot_run, aot_close, aot_input_memory};
+const tcr_engine_ops tcr_aot = {"aot", aot_open, aot_output_shape, aot_run, aot_close, aot_input_memory, NULL};

@@ -19,7 +19,12 @@ int32_t tcr_engine_open(tc_bundle *bundle, uint32_t index, tcr_problem *problem)
   const tcr_file *file = bundle->in_layout ? tcr_find_file(&bundle->layout, name) : NULL;
   char path[TCR_PATH] = "";
   if (engine->ops != NULL) return TC_OK;
+#ifdef TC_STATIC_MODEL
   engine->ops = &tcr_aot;
+#else
+  engine->ops = strcmp(bundle->form, "vm") == 0 ? &tcr_vm : &tcr_aot;
+#endif
+  engine->layout = &bundle->layout;
   engine->contract = bundle->contract;
   engine->fixed = bundle->variants[index].sizes;
   engine->threads = bundle->threads;
@@ -70,6 +75,7 @@ static int32_t output_shapes(tc_bundle *bundle, tcr_engine *engine, const int64_
     uint32_t dim = is_dim(want) ? dim_at(want) : 0;
     if (is_dim(want)) want = sizes[dim] >= 0 ? engine->effective[dim] : TC_UNKNOWN_SIZE;
     kept[axis] = whole[axis];
+    if (whole[axis] == TC_UNKNOWN_SIZE && want == TC_UNKNOWN_SIZE && engine->ops->take != NULL) continue;
     if (whole[axis] < 0 || (want >= 0 && whole[axis] != want))
       return tcr_damaged(problem, "engine", "gives output '%s' axis %d the size %lld, its contract says %lld",
                          spec->name, axis, (long long)whole[axis], (long long)want);
@@ -265,17 +271,43 @@ static int32_t run_in_parts(tc_bundle *bundle, int64_t *sizes, uint32_t split, i
   return status;
 }
 
+/* Whether all sizes of outputs are known before a run; a plan computes those that the contract does not tell. */
+static bool all_known(const tc_bundle *bundle, const int64_t *sizes) {
+  if (strcmp(bundle->form, "vm") != 0) return true;
+  for (uint32_t i = 0; i < bundle->contract->num_outputs; i++) {
+    const tcr_tensor *spec = &bundle->contract->outputs[i];
+    for (int32_t axis = 0; axis < spec->rank; axis++)
+      if (spec->shape[axis] == TC_UNKNOWN_SIZE || (is_dim(spec->shape[axis]) && sizes[dim_at(spec->shape[axis])] < 0))
+        return false;
+  }
+  return true;
+}
+
+static int32_t cannot_cut(tcr_problem *problem) {
+  return tcr_fail(problem, TC_NO_ENGINE, "engine", "give inputs of the sizes that an engine was compiled for",
+                  "outputs whose size only a run tells can't be cut, and these inputs would be filled up or split");
+}
+
+int32_t tcr_take(const tc_bundle *bundle, uint32_t output, int64_t *shape, void *to, size_t room, size_t *bytes,
+                 tcr_problem *problem) {
+  return bundle->ran->ops->take(bundle->ran, output, shape, to, room, bytes, problem);
+}
+
 int32_t tcr_execute(tc_bundle *bundle, int64_t *sizes, const void *const *inputs, void *const *outputs,
                     tcr_problem *problem) {
   uint32_t variant, split;
   int32_t status =
       tcr_choose(bundle->contract, bundle->variants, bundle->num_variants, sizes, &variant, &split, problem);
   if (status != TC_OK) return status;
+  if (split != TCR_NO_SPLIT && !all_known(bundle, sizes)) return cannot_cut(problem);
   if (split != TCR_NO_SPLIT)
     return run_in_parts(bundle, sizes, split, bundle->variants[variant].sizes[split], inputs, outputs, problem);
   status = tcr_engine_open(bundle, variant, problem);
   if (status != TC_OK) return status;
   tcr_engine *engine = &bundle->engines[variant];
-  if (set_effective(bundle, engine, sizes)) return run_filled(bundle, engine, sizes, inputs, outputs, problem);
+  bundle->ran = engine;
+  const bool filled = set_effective(bundle, engine, sizes);
+  if (filled && !all_known(bundle, sizes)) return cannot_cut(problem);
+  if (filled) return run_filled(bundle, engine, sizes, inputs, outputs, problem);
   return engine->ops->run(engine, engine->effective, inputs, outputs, problem);
 }

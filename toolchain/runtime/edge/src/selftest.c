@@ -58,17 +58,28 @@ static int32_t read_record(tc_bundle *bundle, record *test, tcr_problem *problem
   return status;
 }
 
+static int32_t give_room(const tcr_contract *contract, record *test, tcr_problem *problem) {
+  for (uint32_t i = 0; i < contract->num_outputs; i++) {
+    free(test->outputs[i].data);
+    test->outputs[i].data = malloc(test->outputs[i].bytes + 1);
+    if (test->outputs[i].data == NULL) return tcr_no_memory(problem, test->outputs[i].bytes, "an output");
+  }
+  return TC_OK;
+}
+
 static int32_t run_record(tc_bundle *bundle, record *test, tcr_problem *problem) {
   const tcr_contract *contract = bundle->contract;
   int32_t status =
       tcr_run_values(bundle, test->inputs, contract->num_inputs, test->outputs, contract->num_outputs, false, problem);
-  for (uint32_t i = 0; i < contract->num_outputs && status == TC_OK; i++) {
-    test->outputs[i].data = malloc(test->outputs[i].bytes + 1);
-    if (test->outputs[i].data == NULL) status = tcr_no_memory(problem, test->outputs[i].bytes, "an output");
+  /* Twice where only a run tells the size of an output. */
+  for (int attempt = 0; attempt < 2 && (status == TC_OK || status == TC_TOO_SMALL); attempt++) {
+    status = give_room(contract, test, problem);
+    if (status == TC_OK)
+      status = tcr_run_values(bundle, test->inputs, contract->num_inputs, test->outputs, contract->num_outputs, true,
+                              problem);
+    if (status == TC_OK) break;
   }
-  if (status != TC_OK) return status;
-  return tcr_run_values(bundle, test->inputs, contract->num_inputs, test->outputs, contract->num_outputs, true,
-                        problem);
+  return status;
 }
 
 static void compare(const tc_bundle *bundle, const char *name, const tc_value *got, const tcr_array *recorded,

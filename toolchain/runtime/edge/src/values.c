@@ -151,7 +151,13 @@ static int32_t take_inputs(tc_bundle *bundle, const tc_value *inputs, uint32_t c
   return TC_OK;
 }
 
-/* Fills in one output's description. */
+static bool is_unknown(const tc_value *value) {
+  for (int32_t axis = 0; axis < value->rank; axis++)
+    if (value->shape[axis] == TC_UNKNOWN_SIZE) return true;
+  return false;
+}
+
+/* Fills in one output's description; needed is 0 where only a run tells its size. */
 static int32_t describe(tc_bundle *bundle, uint32_t index, tc_value *value, size_t *needed, tcr_problem *problem) {
   const tcr_tensor *spec = &bundle->contract->outputs[index];
   memset(value->shape, 0, sizeof value->shape);
@@ -159,9 +165,16 @@ static int32_t describe(tc_bundle *bundle, uint32_t index, tc_value *value, size
   if (status != TC_OK) return status;
   value->dtype = spec->dtype;
   value->rank = spec->rank;
+  *needed = 0;
+  if (is_unknown(value)) return TC_OK;
   if (tcr_bytes_of(spec->dtype, spec->rank, value->shape, needed)) return TC_OK;
   return tcr_fail(problem, TC_NO_MEMORY, "outputs", "", "output '%s' is larger than the memory of this machine",
                   spec->name);
+}
+
+static int32_t too_small(tcr_problem *problem, const char *name, size_t needed, size_t given) {
+  return tcr_fail(problem, TC_TOO_SMALL, "outputs", "bytes now tells how many each output needs",
+                  "output '%s' needs %zu bytes, got %zu", name, needed, given);
 }
 
 static int32_t take_outputs(tc_bundle *bundle, tc_value *outputs, uint32_t count, bool execute, tcr_problem *problem) {
@@ -181,15 +194,30 @@ static int32_t take_outputs(tc_bundle *bundle, tc_value *outputs, uint32_t count
                       contract->outputs[index].name);
     status = describe(bundle, index, &outputs[i], &needed, problem);
     if (status != TC_OK) return status;
-    outputs[i].bytes = needed;
+    outputs[i].bytes = execute && is_unknown(&outputs[i]) ? given : needed; /* what there is, or what it takes */
     bundle->taken[index] = outputs[i].data != NULL && needed ? outputs[i].data : empty;
-    if (execute && given < needed)
-      result = tcr_fail(problem, TC_TOO_SMALL, "outputs", "bytes now tells how many each output needs",
-                        "output '%s' needs %zu bytes, got %zu", contract->outputs[index].name, needed, given);
+    if (execute && given < needed) result = too_small(problem, contract->outputs[index].name, needed, given);
   }
   for (uint32_t i = 0; execute && i < contract->num_outputs; i++)
     if (bundle->taken[i] == NULL)
       return tcr_fail(problem, TC_BAD_INPUT, "outputs", hint, "output '%s' is missing", contract->outputs[i].name);
+  return result;
+}
+
+/* Outputs whose size the run told. */
+static int32_t take_unknown(tc_bundle *bundle, tc_value *outputs, uint32_t count, tcr_problem *problem) {
+  int32_t result = TC_OK;
+  for (uint32_t i = 0; i < count; i++) {
+    uint32_t index;
+    const size_t room = outputs[i].bytes;
+    if (!is_unknown(&outputs[i])) continue;
+    int32_t status = find(bundle->contract, &outputs[i], i, true, &index, problem);
+    if (status == TC_OK)
+      status = tcr_take(bundle, index, outputs[i].shape, outputs[i].data, room, &outputs[i].bytes, problem);
+    if (status != TC_OK) return status;
+    if (room < outputs[i].bytes)
+      result = too_small(problem, bundle->contract->outputs[index].name, outputs[i].bytes, room);
+  }
   return result;
 }
 
@@ -200,5 +228,6 @@ int32_t tcr_run_values(tc_bundle *bundle, const tc_value *inputs, uint32_t num_i
   int32_t status = take_inputs(bundle, inputs, num_inputs, execute, problem);
   if (status == TC_OK) status = take_outputs(bundle, outputs, num_outputs, execute, problem);
   if (status != TC_OK || !execute) return status;
-  return tcr_execute(bundle, bundle->dims, bundle->given, bundle->taken, problem);
+  status = tcr_execute(bundle, bundle->dims, bundle->given, bundle->taken, problem);
+  return status == TC_OK ? take_unknown(bundle, outputs, num_outputs, problem) : status;
 }
