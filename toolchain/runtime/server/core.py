@@ -140,6 +140,7 @@ class ServingCore:
         except ServeError as error:
             if error.status not in _SERVERS_FAULT:
                 log.refused(request, version.version, error, arrived)
+                error.logged = True
                 raise
             response = await self._second_chance(traffic, version, request, error, arrived)
         if traffic.trial is not None:
@@ -167,13 +168,7 @@ class ServingCore:
         return [e for e in self.repository.index() if e.state == "READY" or not ready_only]
 
     async def load(self, name: str, parameters: Mapping[str, Any] | None = None) -> None:
-        if parameters:
-            given = ", ".join(sorted(parameters))
-            raise ServeError(
-                Status.UNSUPPORTED,
-                f"failed to load {name!r}: a model is loaded from its bundle as it is, without parameters; got {given}",
-            )
-        await self.repository.load(name)
+        await self.repository.load(name, parameters or {})
 
     async def unload(self, name: str) -> None:
         await self.repository.unload(name)
@@ -190,6 +185,7 @@ class ServingCore:
             ServeError: ``error``, if the trusted version has failed itself or the client named the version.
         """
         self._log.refused(request, version.version, error, arrived)
+        error.logged = True
         stable = traffic.stable
         on_trial = traffic.trial is not None and traffic.trial.version is version
         dropped = stable is not version and traffic.versions.get(version.version) is not version

@@ -18,7 +18,7 @@ from toolchain.runtime.server.grpc_connection import Method
 from toolchain.runtime.server.log_settings import TRACE_SETTINGS, LogSettings
 from toolchain.runtime.server.proto import stubs
 from toolchain.runtime.server.rest_codec import Wish
-from toolchain.runtime.server.routes import EXTENSIONS
+from toolchain.runtime.server.routes import extensions
 from toolchain.version import __version__
 
 if TYPE_CHECKING:
@@ -34,7 +34,14 @@ _STREAM_WINDOW = 64
 class InferenceService:
     """One method for each RPC, named as it is, in lower case with underscores."""
 
-    def __init__(self, core: Core, settings: FrontendSettings, memory: SharedMemory) -> None:
+    def __init__(
+        self,
+        core: Core,
+        settings: FrontendSettings,
+        memory: SharedMemory,
+        refused: Callable[[str, ServeError], None],
+    ) -> None:
+        self._refused = refused
         self._core = core
         self._settings = settings
         self._memory = memory
@@ -66,8 +73,8 @@ class InferenceService:
         return pb.ModelReadyResponse(ready=self._core.model_ready(request.name, request.version))
 
     def server_metadata(self, request: Any) -> Any:
-        name = self._settings.server_name
-        return pb.ServerMetadataResponse(name=name, version=__version__, extensions=EXTENSIONS)
+        name, listed = self._settings.server_name, extensions(self._settings)
+        return pb.ServerMetadataResponse(name=name, version=__version__, extensions=listed)
 
     def model_metadata(self, request: Any) -> Any:
         found = self._core.metadata(request.name, request.version)
@@ -124,6 +131,7 @@ class InferenceService:
             inference, wishes = self._codec.decode(request)
             message = self._codec.encode(await self._core.infer(inference), wishes)
         except ServeError as error:
+            self._refused("ModelStreamInfer", error)
             failed = pb.ModelStreamInferResponse(error_message=error.message)
             failed.infer_response.id = request.id
             return failed

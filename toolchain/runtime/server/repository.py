@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolchain.errors import ExitCode, ToolchainError, did_you_mean
 from toolchain.runtime.server.api import IndexEntry, ServeError, Status
+from toolchain.runtime.server.overrides import Overrides, parse_overrides
 from toolchain.runtime.server.settings import ServerSettings
 from toolchain.runtime.server.traffic import Traffic, version_key
 from toolchain.runtime.server.version import ModelVersion, Placed, place_bundle
@@ -46,6 +47,7 @@ class Repository:
         self._unloaded: set[str] = set()
         self._locks: dict[str, asyncio.Lock] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._overrides: dict[str, Overrides] = {}
         self._following: list[asyncio.Task[None]] = []
 
     async def add_all(self, references: Sequence[str]) -> None:
@@ -82,7 +84,11 @@ class Repository:
             ToolchainError: it cannot be loaded; nothing else has changed.
         """
         placed = await asyncio.to_thread(place_bundle, reference, self._trust)
-        version = self._make(placed, pinned=pinned)
+        try:
+            version = self._make(placed, pinned=pinned)
+        except BaseException:
+            shutil.rmtree(placed.folder, ignore_errors=True)
+            raise
         key = version.name, version.version
         self._absent[key] = IndexEntry(*key, version.state)
         try:
@@ -102,24 +108,45 @@ class Repository:
         if traffic is not None and version in traffic.versions:
             traffic.give_up(traffic.versions[version], reason)
 
-    async def load(self, name: str) -> None:
+    async def load(self, name: str, parameters: Mapping[str, Any] | None = None) -> None:
         """Load (again) the versions of a model whose sources are known.
 
+        With a configuration in ``parameters`` all are loaded anew, served as it says until the next :meth:`load`.
+
         Raises:
-            ServeError: NOT_FOUND, UNAVAILABLE.
+            ServeError: NOT_FOUND, UNAVAILABLE; INVALID or UNSUPPORTED, what ``parameters`` ask for cannot be.
         """
         sources = self._sources.get(name)
         if not sources:
             raise ServeError(Status.NOT_FOUND, f"failed to load {name!r}: {self._unknown(name)}")
         async with self._lock(name):
+            before = self._overrides.get(name)
+            wanted = parse_overrides(name, parameters or {}, self.settings.model(name), self._config(name))
             loaded = self.models[name].versions if name in self.models else {}
-            if all(version in loaded for version in sources):
-                return
-            for source in [sources[v] for v in sorted(sources, key=version_key) if v not in loaded]:
+            missing = [v for v in sorted(sources, key=version_key) if v not in loaded or wanted != before]
+            self._override(name, wanted)
+            for source in [sources[version] for version in missing]:
                 try:
                     await self.add(source.reference, pinned=source.pinned)
                 except ToolchainError as error:
+                    self._override(name, before)
                     raise ServeError(Status.UNAVAILABLE, f"failed to load {name!r}: {error.what}") from error
+                except ServeError:
+                    self._override(name, before)
+                    raise
+
+    def _override(self, name: str, overrides: Overrides | None) -> None:
+        if overrides is None:
+            self._overrides.pop(name, None)
+        else:
+            self._overrides[name] = overrides
+
+    def _config(self, name: str) -> Mapping[str, Any]:
+        """The ModelConfig of a model that is loaded, else nothing."""
+        from toolchain.runtime.server import describe
+
+        traffic = self.models.get(name)
+        return describe.config(traffic, traffic.stable) if traffic is not None and traffic.stable is not None else {}
 
     async def unload(self, name: str) -> None:
         """Take a model out of service and wait until what is in flight is answered.
@@ -185,7 +212,9 @@ class Repository:
         await asyncio.gather(*(version.close("the server stops") for version in self.versions()), *self._closing)
 
     def _make(self, placed: Placed, *, pinned: bool) -> ModelVersion:
-        version = ModelVersion(placed, self.settings.model(placed.manifest.name), pinned=pinned)
+        name = placed.manifest.name
+        overrides = self._overrides.get(name) or Overrides(self.settings.model(name))
+        version = ModelVersion(placed, overrides.settings, pinned=pinned, max_rows=overrides.max_rows)
         self._sources.setdefault(version.name, {})[version.version] = Source(placed.reference, pinned)
         return version
 

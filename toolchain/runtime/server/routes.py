@@ -22,16 +22,13 @@ if TYPE_CHECKING:
     from toolchain.runtime.server.http_server import HttpServer
     from toolchain.runtime.server.shared_memory import SharedMemory
 
-EXTENSIONS = (
+_EXTENSIONS = (
     "classification",
-    "model_repository",
     "schedule_policy",
     "model_configuration",
-    "system_shared_memory",
     "binary_tensor_data",
     "parameters",
     "statistics",
-    "logging",
 )
 SMALL_REQUEST = 1024 * 1024
 _REMEMBERED = 4096
@@ -112,7 +109,7 @@ class Router:
         table: dict[str, dict[str, Callable[[Call], Route]]] = {
             "/": {"GET": lambda c: _now(lambda r: pages.status())},
             "/metrics": {"GET": lambda c: _now(lambda r: Reply(200, [core.metrics(), self._server.metrics()], TEXT))},
-            "/v2": {"GET": lambda c: _fixed(json_reply(server_json(self.settings.server_name)))},
+            "/v2": {"GET": lambda c: _fixed(json_reply(server_json(self.settings)))},
             "/v2/openapi.json": {"GET": lambda c: _now(lambda r: pages.openapi())},
             "/v2/health/live": {"GET": lambda c: _now(lambda r: _health("live", core.live()), open_=True)},
             "/v2/health/ready": {"GET": lambda c: _now(lambda r: _health("ready", core.ready()), open_=True)},
@@ -233,9 +230,15 @@ def metadata_json(metadata: ModelMetadata) -> dict[str, Any]:
     return document
 
 
-def server_json(name: str) -> dict[str, Any]:
+def extensions(settings: FrontendSettings) -> tuple[str, ...]:
+    """The extensions of the protocol that clients may use of this server."""
+    admin = ("model_repository", "logging") if settings.allow_admin else ()
+    return (*_EXTENSIONS, *admin, *(("system_shared_memory",) if settings.allow_shared_memory else ()))
+
+
+def server_json(settings: FrontendSettings) -> dict[str, Any]:
     """The answer to ``GET /v2``."""
-    return {"name": name, "version": __version__, "extensions": EXTENSIONS}
+    return {"name": settings.server_name, "version": __version__, "extensions": extensions(settings)}
 
 
 def _shape(path: str) -> tuple[str, Call]:

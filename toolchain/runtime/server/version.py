@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +69,22 @@ def _placed(reference: str, bundle: BundleRef, folder: Path) -> Placed:
     return Placed(manifest, contract, folder, reference, bundle.digest, tested)
 
 
+def limited(contract: Contract, rows: int, name: str) -> Contract:
+    """The contract with at most ``rows`` in a request.
+
+    Raises:
+        ServeError: INVALID, there is no batch, or the bundle takes none or fewer of that size.
+    """
+    for symbol, dim in contract.dims.items():
+        if dim.batch:
+            if dim.min <= rows and (dim.max is None or rows <= dim.max):
+                return replace(contract, dims={**contract.dims, symbol: replace(dim, max=rows)})
+            most = f"{dim.min} to {dim.max}" if dim.max is not None else f"at least {dim.min}"
+            text = f"failed to load {name!r}: max_batch_size {rows} is not what the bundle takes, {most}"
+            raise ServeError(Status.INVALID, text)
+    raise ServeError(Status.INVALID, f"failed to load {name!r}: it has no batch, so that max_batch_size is 0")
+
+
 class ModelVersion:
     """One version.  :meth:`load` it, ask it, :meth:`close` it; all on the loop's thread.
 
@@ -78,7 +94,9 @@ class ModelVersion:
         pinned: whether it stays loaded when newer versions come.
     """
 
-    def __init__(self, placed: Placed, settings: ModelSettings, *, pinned: bool = False) -> None:
+    def __init__(
+        self, placed: Placed, settings: ModelSettings, *, pinned: bool = False, max_rows: int | None = None
+    ) -> None:
         self.placed = placed
         self.settings = settings
         self.pinned = pinned
@@ -87,7 +105,8 @@ class ModelVersion:
         self.state = LOADING
         self.reason = ""
         self.statistics = Statistics()
-        self.check = RequestCheck(self.name, placed.contract, [v.sizes for v in placed.manifest.engine.variants])
+        contract = placed.contract if max_rows is None else limited(placed.contract, max_rows, self.name)
+        self.check = RequestCheck(self.name, contract, [v.sizes for v in placed.manifest.engine.variants])
         most = self.check.max_rows
         self.max_batch = min(settings.max_batch_size, most) if most else settings.max_batch_size
         levels = settings.priorities
