@@ -115,7 +115,7 @@ def _tvm_options(maker: Maker, profile: TargetProfile, precision: str, native: b
 
 def _emulator(profile: TargetProfile) -> dict[str, str]:
     """What runs the target's code here, if its profile says which processor to be and QEMU is on PATH."""
-    program = emulator_program(profile.arch) if profile.execute.qemu_cpu else ""
+    program = emulator_program(profile.arch, profile.execute.qemu_cpu)
     return {"emulator": program, "emulator_cpu": profile.execute.qemu_cpu if program else ""}
 
 

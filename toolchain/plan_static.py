@@ -48,5 +48,5 @@ def _runs(maker: Maker, profile: TargetProfile) -> dict[str, str]:
     """What runs the executable here: this machine, or QEMU where it is on PATH and the profile names its processor."""
     if not incompatibilities(profile.requirements(), maker.host):
         return {"runs": "native"}
-    program = emulator_program(profile.arch) if profile.execute.qemu_cpu else ""
+    program = emulator_program(profile.arch, profile.execute.qemu_cpu)
     return {"runs": program, "cpu": profile.execute.qemu_cpu} if program else {}

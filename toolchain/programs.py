@@ -43,10 +43,19 @@ def _ask(path: str, size: int, mtime_ns: int) -> str:
     return told or f"unknown ({size} bytes, modified {mtime_ns})"
 
 
-_EMULATORS = {"aarch64": "qemu-aarch64", "armv7l": "qemu-arm", "riscv64": "qemu-riscv64", "x86_64": "qemu-x86_64"}
+_WASM = "wasm32"
+_EMULATORS = {
+    "aarch64": "qemu-aarch64", "armv7l": "qemu-arm", "riscv64": "qemu-riscv64", "x86_64": "qemu-x86_64",
+    _WASM: "wasmtime",
+}  # fmt: skip
 
 
-def emulator_program(arch: str) -> str:
-    """Name of the program on PATH that runs code for ``arch`` (QEMU, the static one first); "" if there is none."""
-    name = _EMULATORS.get(arch)
+def emulator_program(arch: str, cpu: str) -> str:
+    """Name of the program on PATH that runs code for ``arch`` (QEMU, the static one first); "" if there is none.
+
+    Args:
+        arch: an architecture, or ``"wasm32"``.
+        cpu: the processor that QEMU is told to be; without one it has every feature there is, and proves nothing.
+    """
+    name = _EMULATORS.get(arch) if cpu or arch == _WASM else None
     return next((each for each in (f"{name}-static", name or "") if name and shutil.which(each)), "")

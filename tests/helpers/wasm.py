@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import struct
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +17,42 @@ import wasmtime
 from helpers.edge_samples import DTYPES
 
 
+def command(arguments: Sequence[str]) -> int:
+    """``wasmtime MODULE ARGUMENTS`` with this process's streams, and ``wasmtime --version``: the status."""
+    if list(arguments) == ["--version"]:
+        print(f"wasmtime {version('wasmtime')}")
+        return 0
+    store, linker = wasmtime.Store(_engine()), wasmtime.Linker(_engine())
+    linker.define_wasi()
+    config = wasmtime.WasiConfig()
+    config.argv = list(arguments)
+    config.inherit_stdin()
+    config.inherit_stdout()
+    config.inherit_stderr()
+    store.set_wasi(config)
+    try:
+        linker.instantiate(store, _compiled(Path(arguments[0]))).exports(store)["_start"](store)
+    except wasmtime.ExitTrap as ended:
+        return int(ended.code)
+    return 0
+
+
+def wasmtime_program(folder: Path) -> Path:
+    """A program ``wasmtime`` in ``folder``."""
+    path = folder / "wasmtime"
+    tests = Path(__file__).parents[1]
+    code = f"import sys; sys.path.insert(0, {str(tests)!r}); from helpers.wasm import command\n"
+    path.write_text(f"#!{sys.executable}\n{code}sys.exit(command(sys.argv[1:]))\n")
+    path.chmod(0o755)
+    return path
+
+
 def run(module: Path, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """``wasmtime --dir . MODULE ARGUMENTS`` in ``cwd``: the module sees the files of that folder alone."""
     store, linker = wasmtime.Store(_engine()), wasmtime.Linker(_engine())
     linker.define_wasi()
     config = wasmtime.WasiConfig()
-    command = [module.name, *map(str, arguments)]
-    config.argv = command
+    config.argv = called = [module.name, *map(str, arguments)]
     if cwd is not None:
         config.preopen_dir(str(cwd), ".")
     with tempfile.TemporaryDirectory() as name:
@@ -33,7 +64,7 @@ def run(module: Path, *arguments: object, cwd: Path | None = None) -> subprocess
             linker.instantiate(store, _compiled(module)).exports(store)["_start"](store)
         except wasmtime.ExitTrap as ended:
             code = ended.code
-        return subprocess.CompletedProcess(command, code, out.read_text(), err.read_text())
+        return subprocess.CompletedProcess(called, code, out.read_text(), err.read_text())
 
 
 @functools.cache

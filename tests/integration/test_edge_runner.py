@@ -84,7 +84,7 @@ def test_bundle_run_ends_with_the_documented_exit_codes(
         (ExitCode.USAGE, ("run", tmp_path / "none"), "does not exist"),
         (ExitCode.USAGE, ("run", release, "--input", "image=none.npy"), "none.npy: is no file"),
         (ExitCode.BAD_INPUT, ("run", release), "input 'image' is missing"),
-        (ExitCode.BAD_INPUT, ("run", release, "--input", "pixels=x"), "give it with --input"),
+        (ExitCode.BAD_INPUT, ("run", release, "--input", "pixels=x"), "the model has no input 'pixels'"),
         (ExitCode.BAD_INPUT, ("run", release, "--input", f"image={tmp_path}/wrong.npy"), "got float64"),
         (ExitCode.BAD_INPUT, ("run", release, "--inputs", tmp_path / "small.npz"), "it is compressed"),
         (ExitCode.STORAGE, ("run", release, *good, "--output", tmp_path / "none" / "y.npz"), "cannot be written"),

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from edge_support import image
 from helpers import edge_samples, wasm
 from helpers.bundle_samples import MATRIX_CONTRACT, bundle_spec, expected_scores, requirements
+from onnx import helper, numpy_helper
 
 from toolchain.bundle.manifest import BundleManifest
 from toolchain.errors import ExitCode, ToolchainError
+from toolchain.programs import emulator_program, program_version
 from toolchain.runtime.edge.build import StaticModel, build_runner, compile_static, compiler_command
+from toolchain.stage import StageContext
+from toolchain.stages import link_static
+from toolchain.target import load_target
 
 FEATURES = ("simd128",)
 
@@ -118,6 +128,70 @@ def test_a_module_exports_the_interface_and_its_memory(module: Path) -> None:
 
 def test_a_module_has_the_same_bytes_in_every_build(parts: tuple[Path, Path], module: Path, tmp_path: Path) -> None:
     assert module_of(parts, tmp_path).read_bytes() == module.read_bytes()
+
+
+def test_an_engine_by_tvm_is_checked_in_wasmtime(tmp_path: Path) -> None:
+    from toolchain.tvm.aot.library import compile_ahead
+    from toolchain.tvm.emulated import EmulatedLibrary
+    from toolchain.tvm.importer import import_model
+    from toolchain.tvm.link import Linker
+    from toolchain.tvm.machine import Machine
+    from toolchain.tvm.pipeline import Notes, prepare_module
+
+    generator = np.random.default_rng(2)
+    weight, image_ = (generator.standard_normal(s).astype(np.float32) for s in ((8, 3, 3, 3), (2, 3, 9, 9)))
+    model = convolution(weight)
+    profile = load_target("wasm32-wasi")
+    machine = Machine(profile.tvm_target(), "cpu", "wasm32", 128, profile.cpu.registers, 32)
+    module = prepare_module(import_model(model), machine, Notes(), None).module
+    engine = compile_ahead(module, machine, ["x"], ["y"], {"batch": (1, 4)})
+    emulator = emulated(tmp_path)
+    library = EmulatedLibrary(engine, Linker("zig-cc", "wasm32", "0.1"), (str(emulator),))
+    (got,) = library.run([image_])
+    library.close()
+    (want,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": image_})
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def convolution(weight: np.ndarray) -> onnx.ModelProto:
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Sigmoid", ["c"], ["y"])]
+    tensors = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", *shape])
+        for name, shape in (("x", (3, 9, 9)), ("y", (8, 7, 7)))
+    ]
+    graph = helper.make_graph(nodes, "g", tensors[:1], tensors[1:], [numpy_helper.from_array(weight, "w")])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def emulated(folder: Path) -> Path:
+    (folder / "bin").mkdir()
+    return wasm.wasmtime_program(folder / "bin")
+
+
+@pytest.mark.parametrize("error", [0.0, 0.5], ids=["right", "wrong"])
+def test_a_module_passes_its_self_test_in_wasmtime_before_it_is_released(
+    parts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: float
+) -> None:
+    monkeypatch.setenv("PATH", f"{emulated(tmp_path).parent}:{os.environ['PATH']}")
+    program = emulator_program("wasm32", "")
+    assert (program, program_version(program)) == ("wasmtime", f"wasmtime {version('wasmtime')}")
+    folders = {name: tmp_path / name for name in ("engine", "objects", "verdict", "selftest")}
+    for folder in folders.values():
+        folder.mkdir()
+    shutil.copy(parts[1], folders["objects"])
+    manifest_of(folders["engine"])
+    (folders["verdict"] / "verdict.json").write_text('{"worst": {"cosine": 1.0, "max_abs_error": 1e-6}}')
+    edge_samples.selftest_file(folders["selftest"] / "selftest.npz", error)
+    needs = dict(requirements(FEATURES, "wasm32") | {"os": "wasi", "libc": None})
+    options = link_static.Options("wasm32", "m", "1.0.0", "", "module", {}, needs, program)
+    (tmp_path / "out").mkdir()
+    context = StageContext({**folders, "runtime": parts[0]}, options, tmp_path / "out", tmp_path)
+    if error:
+        with pytest.raises(ToolchainError, match=r"fails its self-test \(emulated by wasmtime\)"):
+            link_static.run(context)
+    else:
+        assert link_static.run(context).facts["checked"] == "emulated by wasmtime"
+        assert (tmp_path / "out" / "engine" / "model.wasm").read_bytes()[:4] == b"\0asm"
 
 
 def test_modules_are_made_by_zig_with_its_c_library() -> None:

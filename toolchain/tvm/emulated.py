@@ -46,6 +46,10 @@ class EmulatedLibrary:
         linker.link_static(["probe.o", *objects], folder, "probe")
         self._program = folder / "probe"
 
+    def close(self) -> None:
+        """Removes the executable."""
+        self._folder.cleanup()
+
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Outputs in order, for inputs in order.
 
