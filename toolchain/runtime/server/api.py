@@ -34,7 +34,8 @@ class Status(Enum):
 class ServeError(Exception):
     """A request that can't be answered: one message for the client, and its status.
 
-    ``retry_after`` is in seconds; front ends send it where their protocol can say it.
+    ``retry_after`` is in seconds; front ends send it where their protocol can say it.  Who logs it sets ``logged``,
+    so that it is logged once.
     """
 
     def __init__(self, status: Status, message: str, retry_after: float | None = None) -> None:
@@ -42,6 +43,7 @@ class ServeError(Exception):
         self.status = status
         self.message = message
         self.retry_after = retry_after
+        self.logged = False
 
 
 @dataclass(frozen=True, slots=True)

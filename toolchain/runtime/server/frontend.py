@@ -161,6 +161,7 @@ async def start(
         # First, for who asks over HTTP whether the server is ready may use gRPC at once.
         grpc = GrpcServer(core, settings, memory)
         await grpc.listen(listen.host, listen.grpc_port, tls, listen.reuse_port)
+        http.also.append(grpc.metrics)
     try:
         await http.listen(listen.host, listen.http_port, tls.context() if tls else None, listen.reuse_port)
     except BaseException:

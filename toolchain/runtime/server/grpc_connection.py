@@ -185,10 +185,13 @@ class GrpcConnection(Http2Connection):
 
     def _finish(self, stream: CallStream, data: bytes) -> None:
         if self._over(stream):
+            counts = self.server.counts
+            counts["OK"] = counts.get("OK", 0) + 1
             self.send(stream, HEAD, prefixed(data), GOOD)
 
     def _refuse(self, stream: CallStream, error: ServeError) -> None:
         if self._over(stream):
+            self.server.refused(stream.call.path, error)
             self.send(stream, b"", b"", trailers(error, alone=not stream.headed))
 
     def _over(self, stream: CallStream) -> bool:
@@ -254,4 +257,6 @@ class GrpcConnection(Http2Connection):
 
 def _broken(method: Method) -> ServeError:
     _log.exception("request failed", extra={"facts": {"rpc": method.name}})
-    return ServeError(Status.INTERNAL, "the server failed to answer this request; its log says why")
+    error = ServeError(Status.INTERNAL, "the server failed to answer this request; its log says why")
+    error.logged = True
+    return error

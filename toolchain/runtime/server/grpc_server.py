@@ -16,6 +16,7 @@ from toolchain.runtime.server.grpc_connection import GrpcConnection
 from toolchain.runtime.server.grpc_health import Health
 from toolchain.runtime.server.grpc_service import InferenceService
 from toolchain.runtime.server.h2_connection import Http2Connection
+from toolchain.runtime.server.refusals import Refusals
 
 if TYPE_CHECKING:
     from toolchain.runtime.server.frontend import FrontendSettings, TlsFiles
@@ -34,6 +35,7 @@ class GrpcServer:
         port: where it listens, after :meth:`listen`.
         methods: by path.
         now: the loop's time in seconds, as of the last tick.
+        counts: answers by code.
         draining: whether no more calls are taken.
     """
 
@@ -45,9 +47,11 @@ class GrpcServer:
         self.draining = False
         self.connections: set[Http2Connection] = set()
         self.pending = 0
+        self.counts: dict[str, int] = {}
+        self.refusals = Refusals("grpc")
         self._core = core
         self._health = Health()
-        self.methods = {**InferenceService(core, settings, memory).methods(), **self._health.methods()}
+        self.methods = {**InferenceService(core, settings, memory, self.refused).methods(), **self._health.methods()}
         self._server: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -115,6 +119,29 @@ class GrpcServer:
     def release(self, size: int) -> None:
         """A message is no longer held."""
         self.pending -= size
+
+    def refused(self, what: str, error: ServeError) -> None:
+        """Count and log a call that was answered with an error."""
+        code = error.status.value[1]
+        self.counts[code] = self.counts.get(code, 0) + 1
+        if not error.logged and self.refusals.allows():
+            error.logged = True
+            self.refusals.note(what, code, error.message)
+
+    def metrics(self) -> bytes:
+        """What the core can't know, as Prometheus text."""
+        lines = [
+            "# HELP toolchain_grpc_connections gRPC connections that are open.",
+            "# TYPE toolchain_grpc_connections gauge",
+            f"toolchain_grpc_connections {len(self.connections)}",
+            "# HELP toolchain_grpc_pending_bytes Bytes of large messages that are held.",
+            "# TYPE toolchain_grpc_pending_bytes gauge",
+            f"toolchain_grpc_pending_bytes {self.pending}",
+            "# HELP toolchain_grpc_answers_total Answers to gRPC calls, and to requests of a stream, by code.",
+            "# TYPE toolchain_grpc_answers_total counter",
+            *[f'toolchain_grpc_answers_total{{code="{code}"}} {n}' for code, n in sorted(self.counts.items())],
+        ]
+        return ("\n".join(lines) + "\n").encode()
 
     def _tick(self) -> None:
         self.now = self.loop.time()

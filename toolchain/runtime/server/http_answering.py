@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
+import orjson
+
 from toolchain.runtime.server.api import ServeError
 from toolchain.runtime.server.http_reply import STATUS_LINES, Reply, error_reply, refusal
 from toolchain.runtime.server.http_request import Request, begin
@@ -86,7 +88,7 @@ class Answering:
 
     def _send(self, request: Request, reply: Reply) -> None:
         server = self.server
-        status, parts, content_type, headers = reply
+        status, parts, content_type, headers, logged = reply
         size = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
         close = request.close or server.draining
         if close:
@@ -102,6 +104,8 @@ class Answering:
         else:
             self.transport.writelines([head, *parts])
         server.counts[status] = server.counts.get(status, 0) + 1
+        if status >= 400 and not logged:
+            self._log_refused(request, status, parts[0])
         if request.reserved:
             server.release(request)
         if request.started and server.settings.log_request is not None:
@@ -113,6 +117,14 @@ class Answering:
             self._shut(linger=request.reply is not None)
         elif self.queue:
             self._pump()
+
+    def _log_refused(self, request: Request, status: int, body: bytes | memoryview) -> None:
+        """Log an error, unless it is what probes ask for: a health that is bad."""
+        refusals = self.server.refusals
+        if (request.route.open and status == 503) or not refusals.allows():
+            return
+        what = f"{request.method.decode('latin-1')} {request.target.decode('latin-1')}".strip()
+        refusals.note(what, status, str(orjson.loads(body).get("error", "")))
 
     def _pump(self) -> None:
         """Go on with requests that wait for their turn; a loop, for there may be hundreds in one read."""
@@ -141,4 +153,5 @@ class Answering:
 def _broken(request: Request) -> Reply:
     path = request.target.decode("latin-1")
     _log.exception("request failed", extra={"facts": {"path": path}})
-    return error_reply(500, "the server failed to answer this request; its log says why")
+    reply = error_reply(500, "the server failed to answer this request; its log says why")
+    return reply._replace(logged=True)

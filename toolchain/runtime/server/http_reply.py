@@ -19,12 +19,13 @@ STATUS_LINES = {code: f"HTTP/1.1 {code} {reason}\r\n".encode() for code, reason 
 
 
 class Reply(NamedTuple):
-    """One answer; ``headers`` are whole lines with their line ends."""
+    """One answer; ``headers`` are whole lines with their line ends.  An error may have been ``logged`` already."""
 
     status: int
     parts: list[bytes | memoryview]
     content_type: bytes = JSON
     headers: bytes = b""
+    logged: bool = False
 
 
 def json_reply(document: Any, status: int = 200) -> Reply:
@@ -46,4 +47,4 @@ def refusal(error: ServeError) -> Reply:
         headers = b"Retry-After: %d\r\n" % max(1, -int(-error.retry_after // 1))  # whole seconds, rounded up
     elif status == 401:
         headers = b"WWW-Authenticate: Bearer\r\n"
-    return error_reply(status, error.message, headers)
+    return error_reply(status, error.message, headers)._replace(logged=error.logged)

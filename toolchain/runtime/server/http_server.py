@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from collections.abc import Callable
 from email.utils import formatdate
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from toolchain.runtime.server.http_connection import HttpConnection
 from toolchain.runtime.server.http_heads import Heads
 from toolchain.runtime.server.http_reply import BINARY, JSON, STATUS_LINES
 from toolchain.runtime.server.http_request import Request
+from toolchain.runtime.server.refusals import Refusals
 from toolchain.runtime.server.routes import Router
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class HttpServer:
         now: the loop's time in seconds, as of the last tick.
         common: the headers that every answer has.
         good: an answer of status 200 up to its length, by content type.
+        also: other front ends' metrics, which are shown with these.
         heads: those of requests that came before.
         draining: whether every answer closes its connection.
     """
@@ -50,6 +53,8 @@ class HttpServer:
         self.draining = False
         self.buffer = bytearray(_READ)
         self.view = memoryview(self.buffer)
+        self.refusals = Refusals("http")
+        self.also: list[Callable[[], bytes]] = []
         self.heads = Heads(self.router, settings.max_head)
         self.pending = 0
         self._server: asyncio.Server | None = None
@@ -134,7 +139,7 @@ class HttpServer:
             "# TYPE toolchain_http_answers_total counter",
             *[f'toolchain_http_answers_total{{status="{s}"}} {n}' for s, n in sorted(self.counts.items())],
         ]
-        return ("\n".join(lines) + "\n").encode()
+        return b"".join([("\n".join(lines) + "\n").encode(), *[metrics() for metrics in self.also]])
 
     def _tick(self) -> None:
         self.now = self.loop.time()
