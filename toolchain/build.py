@@ -21,6 +21,7 @@ from toolchain.publish import TargetResult, publish, replacement_notes, standing
 from toolchain.recipe import Recipe, load_recipe
 from toolchain.remote.address import parse_devices
 from toolchain.runner import Outcome, Runner
+from toolchain.storage import check_can_be_made
 from toolchain.target import TargetProfile, load_target
 
 DEFAULT_OUTPUT = Path("artifacts")
@@ -144,6 +145,8 @@ def build(
     """
     store = open_cache(cache)
     loaded = load_recipe(Path(recipe).absolute())
+    # Not after minutes of work.
+    check_can_be_made(output.absolute() / loaded.name / loaded.version, "another --output folder")
     runner = Runner(store, loaded.root.absolute(), loaded.name, dump_ir.absolute() if dump_ir else None)
     with store.in_use():
         try:

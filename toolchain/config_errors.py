@@ -148,7 +148,8 @@ def read_toml(path: Path, what: str, code: ExitCode, hint: str = "") -> dict[str
         reason = match[1] if match else str(error)
         place = f"line {match[2]}, column {match[3]}" if match and match[2] else "end of file"
         message = f"not valid TOML: {reason[0].lower()}{reason[1:]}"
-        raise ToolchainError(message, where=f"{path}, {place}", code=code) from None
+        other = "" if path.suffix == ".toml" else f"a {what} is a TOML file; is {path.name} one?"
+        raise ToolchainError(message, where=f"{path}, {place}", hint=other, code=code) from None
 
 
 def check_schema_version(data: Mapping[str, Any], path: Path, what: str, understood: int, code: ExitCode) -> None:

@@ -102,9 +102,9 @@ def _verification(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {"samples": 0, "random": None, "text": "outputs not verified: no engine ran here", "warnings": []}
     samples, random = max(row["samples"] for row in seen), any(row["random"] for row in seen)
     count = f"{samples} {'random input' if random else 'sample'}{'s' * (samples != 1)}"
-    text = f"verified on {count}{': the recipe has no data.evaluation' if random else ' of data.evaluation'}"
-    if all(row["evidence"] == "proxy" for row in seen):
-        text += " by proxy: on the build machine, not on the target"
+    proxy = all(row["evidence"] == "proxy" for row in seen)
+    how = "verified by proxy, on the build machine and not on the target," if proxy else "verified"
+    text = f"{how} on {count}{': the recipe has no data.evaluation' if random else ' of data.evaluation'}"
     warnings = []
     if samples < FEW_SAMPLES:
         few = "1 sample says" if samples == 1 else f"{samples} samples say"

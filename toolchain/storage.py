@@ -76,3 +76,19 @@ def storage_errors(folder: Path, choose: str = "another folder") -> Iterator[Non
         raise ToolchainError(
             f"{what} ({error.strerror})", where=str(error.filename or folder), hint=hint, code=ExitCode.STORAGE
         ) from error
+
+
+def check_can_be_made(folder: Path, choose: str) -> None:
+    """Refuse early what :func:`storage_errors` would refuse late: a ``folder`` that is not there and can't be made.
+
+    Raises:
+        ToolchainError: STORAGE.
+    """
+    if folder.is_dir():
+        return
+    with storage_errors(folder, choose):
+        above = next(path for path in (folder, *folder.parents) if path.exists())
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(above))

@@ -91,6 +91,22 @@ def test_random_integers_without_a_range(tmp_path: Path) -> None:
     assert "low and high" in error.hint
 
 
+def test_a_dynamic_length_of_a_recurrent_network_is_told_with_its_cause(tmp_path: Path) -> None:
+    length = DimSpec("length", 1, 16)
+    error = failure(tmp_path, "lstm", inputs=(InputSpec("x", "float32", (2, "length", 5)),), dims=(length,))
+    assert error.code is ExitCode.EXPORT
+    assert "the cause may be LSTM 'lstm': torch.export unrolls it step by step" in error.what
+    assert "declare one length and pad to it" in error.hint
+
+
+def test_an_index_outside_a_table_is_told_with_the_values_given_and_the_keys_to_set(tmp_path: Path) -> None:
+    inputs = (InputSpec("ids", "int64", (2, 40), low=0, high=90), InputSpec("weight", "float32", (2, 40)))
+    error = failure(tmp_path, "two_inputs", inputs=inputs)
+    assert error.code is ExitCode.EXPORT
+    assert "ids int64[2, 40] of " in error.what
+    assert "low and high (both included)" in error.hint
+
+
 def test_not_a_number_in_an_output_names_the_output(tmp_path: Path) -> None:
     error = failure(tmp_path, "not_a_number", inputs=(X4,), dims=(BATCH,))
     assert error.code is ExitCode.EXPORT

@@ -276,3 +276,14 @@ class TestFiles:
         bundle = open_release(release).bundles[0]
         assert bundle.manifest == spec.manifest
         assert bundle.read("bundle.json") == spec.manifest.to_bytes()
+
+
+def test_a_folder_of_releases_is_no_release_but_names_those_in_it(tmp_path: Path) -> None:
+    made = sample_release(tmp_path / "artifacts" / "tiny" / "0.1.0", matrix_engine(tmp_path / "engine"))
+    for folder in (made.parent, made.parent.parent):
+        with pytest.raises(ToolchainError, match="is not a bundle or release") as caught:
+            open_release(folder)
+        assert caught.value.hint == f"releases in it: {made}"
+    with pytest.raises(ToolchainError) as caught:
+        open_release(tmp_path / "engine")
+    assert caught.value.hint == ""

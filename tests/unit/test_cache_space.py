@@ -16,6 +16,7 @@ from helpers.caches import add, leftovers, put, record_file
 from toolchain.bundle.atomic import replace_folder
 from toolchain.cache import Cache, Record
 from toolchain.errors import ExitCode, ToolchainError
+from toolchain.storage import check_can_be_made
 
 # ---- space ----
 
@@ -224,3 +225,14 @@ def test_a_record_too_large_for_the_file_size_limit_leaves_nothing(cache: Cache)
         signal.signal(signal.SIGXFSZ, handler)
     assert cache.records("sha256:k") == []
     assert leftovers(cache) == []
+
+
+def test_an_output_that_cannot_be_made_is_known_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    check_can_be_made(tmp_path, "another --output folder")
+    check_can_be_made(tmp_path / "new" / "deeper", "another --output folder")
+    with pytest.raises(ToolchainError, match="a folder is needed here") as caught:
+        check_can_be_made(tmp_path / "file" / "tiny" / "0.1.0", "another --output folder")
+    assert (caught.value.code, caught.value.where) == (ExitCode.STORAGE, str(tmp_path / "file"))
+    assert caught.value.hint == "choose another --output folder"
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]

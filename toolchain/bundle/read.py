@@ -189,7 +189,7 @@ def open_release(path: Path) -> Release:
     """
     if not path.is_dir() or not any((path / name).exists() for name in (OCI_LAYOUT, INDEX_JSON, "blobs")):
         reason = "is not a bundle or release (no OCI image layout)" if path.exists() else "does not exist"
-        raise ToolchainError(reason, where=str(path), code=ExitCode.USAGE)
+        raise ToolchainError(reason, where=str(path), hint=_releases_below(path), code=ExitCode.USAGE)
     root, named = read_index(path)
     where = path / blob_path(root.digest)
     if root.media_type != MEDIA_TYPE_INDEX:
@@ -209,6 +209,12 @@ def open_release(path: Path) -> Release:
     if len(set(targets)) != len(targets):
         raise damaged(f"two bundles are for the same target: {', '.join(targets)}", where)
     return Release(path, name, version, root.digest, bundles, signatures)
+
+
+def _releases_below(path: Path) -> str:
+    """A hint at releases one or two folders further down, as OUTPUT/NAME/VERSION has them."""
+    found = sorted(layout.parent for depth in ("*", "*/*") for layout in path.glob(f"{depth}/{OCI_LAYOUT}"))
+    return f"releases in it: {', '.join(map(str, found[:5]))}{', ...' if len(found) > 5 else ''}" if found else ""
 
 
 def _open_bundle(

@@ -100,13 +100,16 @@ class TorchOriginal:
 
     def _failure(self, error: Exception, inputs: Arrays) -> ToolchainError:
         place, module = place_of_error(error, self.module, self.root)
-        shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in inputs.items())
+        shapes = ", ".join(_described(name, array) for name, array in inputs.items())
         message = " ".join(str(error).split())
+        hint = "correct the names, dtypes or shapes in [[model.inputs]], or the model at that line"
+        if isinstance(error, IndexError):
+            hint = "an index is too large or too small: give low and high (both included) in [[model.inputs]] that fit"
         return ToolchainError(
             f"the model{f', in module {module!r},' if module else ''} fails on its declared inputs ({shapes}): "
             f"{type(error).__name__}: {message[:300]}",
             where=place or "model.source",
-            hint="correct the names, dtypes or shapes in [[model.inputs]], or the model at that line",
+            hint=hint,
             code=ExitCode.EXPORT,
             debug=traceback.format_exc(),
         )
@@ -273,6 +276,11 @@ def _checked(leaf: Any, name: str) -> NDArray[Any]:
             code=ExitCode.EXPORT,
         )
     return _finite(leaf.detach().numpy(), name)
+
+
+def _described(name: str, array: NDArray[Any]) -> str:
+    values = f" of {array.min()} to {array.max()}" if array.dtype.kind in "iu" and array.size else ""
+    return f"{name} {array.dtype}{list(array.shape)}{values}"
 
 
 def _finite(array: NDArray[Any], name: str) -> NDArray[Any]:

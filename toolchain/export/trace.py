@@ -96,7 +96,7 @@ def _export_failure(error: Exception, original: TorchOriginal) -> ToolchainError
         what = f"the model{inside} branches on the values of a tensor (data-dependent control flow): not exportable"
         hint = "replace the branch with torch.where or torch.cond, or take the decision outside the model"
     elif violated := re.search(r"Constraints violated \(([^)]*)\)", text):
-        what, hint = _constraint(violated.group(1), text, inside)
+        what, hint = _constraint(violated.group(1), text, inside, original.module)
         place = place or "model.dims"
     else:
         what = f"the model can't be traced{inside}: {_summary(error)}"
@@ -104,10 +104,20 @@ def _export_failure(error: Exception, original: TorchOriginal) -> ToolchainError
     return _failure(what, place, hint)
 
 
-def _constraint(names: str, text: str, inside: str) -> tuple[str, str]:
+def _constraint(names: str, text: str, inside: str, model: torch.nn.Module) -> tuple[str, str]:
+    import torch
+
     fixed = re.search(r"marked (\S+) as dynamic but your code specialized it to be a constant \((\d+)\)", text)
     if fixed:
         name, size = fixed.groups()
+        steps = [f"{type(m).__name__} {n!r}" for n, m in model.named_modules() if isinstance(m, torch.nn.RNNBase)]
+        if steps and not inside:
+            what = f"the dimension {name!r} is declared dynamic, but the model works for {size} only; the cause may be "
+            hint = f"if {name!r} is the length it runs along, declare one length and pad to it (the batch may vary)"
+            return (
+                what + f"{' and '.join(steps)}: torch.export unrolls it step by step, for one length",
+                hint + f"; else look for {size} written as a number; or declare {size}",
+            )
         return (
             f"the dimension {name!r} is declared dynamic, but the model{inside} works for {size} only",
             f"look for {size} written as a number, e.g. reshape({size}, ...), or int(x.shape[0]); or declare {size}",
