@@ -42,6 +42,7 @@ def _references(recipe: Recipe) -> Iterator[str]:
     model, data, metric = recipe.model, recipe.data, recipe.metric
     yield model.source
     metric_kind = metric.kind if metric is not None and ".py:" in metric.kind else None
+    yield from model.labels.values()
     for reference in (model.checkpoint, model.example_inputs, data.calibration, data.evaluation, metric_kind):
         if reference is not None:
             yield reference

@@ -13,7 +13,7 @@ from toolchain.bundle.media import RUNNER_FOLDER
 from toolchain.bundle.pack import BundleSpec, PackedBundle, PackResult, pack_bundle, pack_release
 from toolchain.bundle.read import Release, open_release
 from toolchain.cache import Cache
-from toolchain.errors import ToolchainError
+from toolchain.errors import ExitCode, ToolchainError, did_you_mean
 from toolchain.keys import installed_version, tool_versions
 from toolchain.plan import TargetPlan
 from toolchain.recipe import Recipe
@@ -105,6 +105,10 @@ def _bundle(
         (scratch / name).write_bytes(data)
         files[name] = scratch / name
     contract = json.loads((engine / "contract.json").read_text())
+    if recipe.model.labels:
+        contract = with_labels(contract, recipe)
+        files["contract.json"] = scratch / "contract.json"
+        files["contract.json"].write_bytes(canonical_json(contract))
     verdict = chosen.verdict or {}
     manifest = BundleManifest(
         name=recipe.name,
@@ -140,6 +144,30 @@ def _runner_files(
         return {}
     built = cache.path(outcomes[result.plan.runner].outputs["runner"])
     return {path.name: path for path in sorted(built.iterdir())} | libraries
+
+
+def with_labels(contract: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """The contract with the names of classes that the recipe gives; no stage looks at them.
+
+    Raises:
+        ToolchainError: BAD_RECIPE, no such output, an unreadable file, or as many lines as there are no classes.
+    """
+    outputs = {output["name"]: dict(output) for output in contract["outputs"]}
+    for name, file in recipe.model.labels.items():
+        where = f"{recipe.path}: model.labels.{name}"
+        if name not in outputs:
+            what = f"the model has no output {name!r}{did_you_mean(name, outputs)}; it has {', '.join(outputs)}"
+            raise ToolchainError(what, where=where, code=ExitCode.BAD_RECIPE)
+        try:
+            lines = recipe.resolve(file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ToolchainError(f"{file} cannot be read: {error}", where=where, code=ExitCode.BAD_RECIPE) from None
+        classes = (outputs[name]["shape"] or [1])[-1]
+        if not lines or (isinstance(classes, int) and len(lines) != classes):
+            what = f"{file} has {len(lines)} lines, output {name!r} has {classes} classes"
+            raise ToolchainError(what, where=where, hint="write one name a line", code=ExitCode.BAD_RECIPE)
+        outputs[name]["labels"] = lines
+    return {**contract, "outputs": list(outputs.values())}
 
 
 def measured_facts(result: TargetResult, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:

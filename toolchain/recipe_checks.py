@@ -80,6 +80,13 @@ def _files(raw: Raw, folder: Path) -> Iterator[Problem]:
         yield from _file(("model", "checkpoint"), checkpoint, checkpoint, folder)
         if not checkpoint.endswith(_SUFFIXES):
             yield problem(("model", "checkpoint"), checkpoint, f"a file ending in {', '.join(_SUFFIXES)}")
+    outputs = _list(model, "outputs")
+    for output, file in _table(model, "labels").items():
+        if isinstance(file, str):
+            yield from _file(("model", "labels", output), file, file, folder)
+        if outputs and output not in outputs:
+            meant = closest(output, [name for name in outputs if isinstance(name, str)])
+            yield Problem(("model", "labels", output), shown(output), "a name of model.outputs", meant)
     functions = {
         ("model", "source"): source,
         ("model", "example_inputs"): model.get("example_inputs"),

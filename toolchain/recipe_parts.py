@@ -116,6 +116,9 @@ class Model(Section):
     inputs: tuple[Input, ...] = Field((), description="the model's inputs, in order")
     outputs: Annotated[tuple[NonEmpty, ...], Distinct] = Field((), description="names of the outputs, in order")
     dims: Mapping[str, Dim] = Field(default_factory=dict, description="dynamic dimensions by name")
+    labels: Mapping[str, RelativePath] = Field(
+        default_factory=dict, description="output -> text file with the name of each class, one a line"
+    )
     preprocessing: str = Field("", description="how to make inputs from raw data, in words; goes into the contract")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -51,6 +52,22 @@ def test_nothing_runs_after_touching_files_moving_the_repository_and_renaming_th
         os.utime(path)
     (copy.repository / "README").write_text("unrelated")
     assert copy.ran(env={"HOME": str(copy.repository), "USER": "somebody-else"}) == set()
+
+
+def test_labels_are_in_the_bundle_though_no_stage_runs_again(copy: Shop) -> None:
+    text = copy.recipe.read_text()
+    copy.recipe.write_text(text.replace('outputs = ["y"]', 'outputs = ["y"]\nlabels = { y = "names.txt" }'))
+    code, _, errors = copy.build()
+    assert code == 10
+    assert "names.txt does not exist" in errors
+    (copy.repository / "names.txt").write_text("north\neast\nsouth\nwest\n")
+    assert copy.ran() == set()
+    [bundle] = open_release(copy.release).bundles
+    assert bundle.manifest.contract["outputs"][0]["labels"] == ["north", "east", "south", "west"]
+    inputs = copy.repository / "x.json"
+    inputs.write_text(json.dumps([[1.0] * 8]))
+    told = copy.call("run", copy.release, inputs).stdout
+    assert re.search(r"largest: \d \((north|east|south|west)\)", told), told
 
 
 def test_an_edited_helper_file_runs_the_export_again_and_why_names_the_file(copy: Shop) -> None:

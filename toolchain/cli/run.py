@@ -47,7 +47,7 @@ def command(
     with load(bundle, target, threads, trust_key=trust_key) as model:
         arrays = read_inputs(inputs, model.contract)
         results = model.run(arrays)
-        info = model.info
+        info, labels = model.info, {spec.name: spec.labels for spec in model.contract.outputs}
     for kind, tensors in (("input", arrays), ("output", results)):
         for line in _not_finite(kind, tensors):
             click.echo(f"warning: {line}", err=True)
@@ -63,8 +63,12 @@ def command(
         click.echo(f"{name} {array.dtype}{list(array.shape)}")
         for row in np.atleast_2d(array).reshape(-1, array.shape[-1] if array.ndim else 1)[:8]:
             text = np.array2string(row, precision=4, threshold=16, max_line_width=100)
-            best = f"  largest: {int(np.argmax(row))}" if row.size > 1 and array.ndim == 2 else ""
+            best = f"  largest: {_class(int(np.argmax(row)), labels[name])}" if row.size > 1 and array.ndim == 2 else ""
             click.echo(f"  {text}{best}")
+
+
+def _class(index: int, labels: tuple[str, ...]) -> str:
+    return f"{index} ({labels[index]})" if index < len(labels) else str(index)
 
 
 def _not_finite(kind: str, arrays: Mapping[str, np.ndarray]) -> Iterator[str]:

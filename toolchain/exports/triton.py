@@ -46,7 +46,7 @@ def triton_tree(
         serving: measured settings; one instance and no batching when not given.
         response_cache: let Triton answer equal requests from its cache.
         python_backend: run an ONNX model through the python backend too.
-        labels: ``FILE`` or ``OUTPUT=FILE``, a label for each line.
+        labels: ``FILE`` or ``OUTPUT=FILE``, a label for each line; those of the bundle where none are given.
         version_number: of the version's folder; from the release's version when not given.
 
     Raises:
@@ -54,7 +54,8 @@ def triton_tree(
     """
     serving = serving or Serving()
     number = numbered(source.manifest.version, version_number)
-    named = dict(_labels(source, text) for text in labels)
+    named = {spec.name: list(spec.labels) for spec in source.contract.outputs if spec.labels}
+    named |= dict(_labels(source, text) for text in labels)
     through_python = python_backend or not _plain_onnx(source)
     files = _python_files(source) if through_python else _onnx_files(source)
     recorded = _warmup(source)

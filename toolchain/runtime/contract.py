@@ -79,11 +79,12 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """One output: its dtype and shape."""
+    """One output: its dtype, its shape, and names of the positions of its last axis, if they have any."""
 
     name: str
     dtype: str
     shape: tuple[Size, ...]
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +234,7 @@ def parse_contract(data: Mapping[str, Any], where: Path | str) -> Contract:
     try:
         contract = Contract(
             tuple(_input(entry) for entry in data["inputs"]),
-            tuple(OutputSpec(_name(e), _dtype(e), _shape(e)) for e in data["outputs"]),
+            tuple(OutputSpec(_name(e), _dtype(e), _shape(e), _labels(e)) for e in data["outputs"]),
             {str(name): _dim(dim) for name, dim in data.get("dims", {}).items()},
             str(data.get("preprocessing") or ""),
         )
@@ -298,6 +299,15 @@ def _shape(entry: Mapping[str, Any]) -> tuple[Size, ...]:
         if not (size is None or isinstance(size, str) or (type(size) is int and size >= 0)):
             raise ValueError(f"a size must be a whole number, a name or null, got {size!r}")
     return shape
+
+
+def _labels(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    labels, last = entry.get("labels", ()), (entry["shape"] or [1])[-1]
+    if not isinstance(labels, list | tuple) or not all(isinstance(label, str) for label in labels):
+        raise ValueError("labels must be a list of strings")
+    if labels and isinstance(last, int) and len(labels) != last:
+        raise ValueError(f"output {entry['name']!r} has {last} classes and {len(labels)} labels")
+    return tuple(labels)
 
 
 def _dim(entry: Mapping[str, Any]) -> DimSpec:

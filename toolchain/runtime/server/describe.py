@@ -22,7 +22,7 @@ def metadata(traffic: Traffic, version: ModelVersion) -> ModelMetadata:
         versions=tuple(sorted(traffic.versions, key=version_key)),
         platform=f"{engine.backend}_{'onnx' if engine.backend == 'onnxruntime' else 'library'}",
         inputs=tuple(TensorSpec(s.name, datatype(s.dtype), _open_shape(s.shape)) for s in contract.inputs),
-        outputs=tuple(TensorSpec(s.name, datatype(s.dtype), _open_shape(s.shape)) for s in contract.outputs),
+        outputs=tuple(TensorSpec(s.name, datatype(s.dtype), _open_shape(s.shape), s.labels) for s in contract.outputs),
         properties={
             "digest": placed.digest,
             "target": placed.manifest.target.name,
@@ -86,7 +86,7 @@ def _output_config(spec: OutputSpec, *, batched: bool) -> dict[str, Any]:
         "name": spec.name,
         "data_type": config_type(spec.dtype),
         "dims": list(_open_shape(spec.shape))[batched:],
-        "label_filename": "",
+        "label_filename": f"{spec.name}.txt" if spec.labels else "",
         "is_shape_tensor": False,
     }
 
