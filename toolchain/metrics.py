@@ -166,7 +166,13 @@ class Metric:
         wanted = np.asarray(target)
         if wanted.size != best.shape[0] or wanted.dtype.kind not in "iub":
             what = f"labels are {wanted.dtype}{list(wanted.shape)}; allowed: integer class numbers of shape {expected}"
-            raise _bad(what, self.spec.kind)
+            error = _bad(what, self.spec.kind)
+            if got.ndim > 2:
+                error.hint = (
+                    f"scores of classes lie along the last axis, here of {got.shape[-1]}; for another axis, as in "
+                    "segmentation, give a metric of your own: kind = 'file.py:function'"
+                )
+            raise error
         wanted = wanted.reshape(-1).astype(np.int64)
         if not valid.all():
             self.note = f"{int((~valid).sum())} rows hold NaN and count as wrong"

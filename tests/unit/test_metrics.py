@@ -136,6 +136,9 @@ def test_mistakes_are_explained(scores: np.ndarray) -> None:
     assert caught.value.code == ExitCode.USER_CODE
     with pytest.raises(ToolchainError, match=r"float64\[100, 5\]; allowed: integer class numbers"):
         _value("top1", scores, scores.astype(np.float64), size=100)
+    with pytest.raises(ToolchainError, match=r"allowed: integer class numbers of shape \(1, 2, 4\)") as caught:
+        Metric(MetricSpec("top1")).update({"mask": np.zeros((1, 2, 4, 3))}, {"label": np.zeros((1, 4, 3), int)})
+    assert "along the last axis, here of 3; for another axis, as in segmentation" in caught.value.hint
     with pytest.raises(ToolchainError, match="did you mean 'logits'"):
         Metric(MetricSpec("top1", output="logit")).update({"logits": scores}, {"label": np.zeros(100, int)})
     with pytest.raises(ToolchainError, match="evaluation data is empty"):
