@@ -20,7 +20,7 @@ from toolchain.recipe import Recipe
 from toolchain.report import to_markdown
 from toolchain.runner import Outcome
 from toolchain.runtime.edge.tvm_libraries import tvm_libraries
-from toolchain.select import Selection
+from toolchain.select import Contender, Selection
 from toolchain.version import __version__
 
 
@@ -109,15 +109,21 @@ def _bundle(
         contract = with_labels(contract, recipe)
         files["contract.json"] = scratch / "contract.json"
         files["contract.json"].write_bytes(canonical_json(contract))
+    return pack_bundle(BundleSpec(_manifest(recipe, result, chosen, engine_info, contract), files))
+
+
+def _manifest(
+    recipe: Recipe, result: TargetResult, chosen: Contender, engine: EngineInfo, contract: Mapping[str, Any]
+) -> BundleManifest:
     verdict = chosen.verdict or {}
-    manifest = BundleManifest(
+    return BundleManifest(
         name=recipe.name,
         version=recipe.version,
         description=recipe.description,
         target=TargetInfo(result.target, result.plan.profile.to_json()),
         requirements=result.plan.profile.requirements(),
-        engine=engine_info,
-        runtime=_runtime(engine_info, result.plan.profile.runtime.execution_provider),
+        engine=engine,
+        runtime=_runtime(engine, result.plan.profile.runtime.execution_provider),
         contract=contract,
         evidence={
             "verified": verdict.get("evidence"),
@@ -129,7 +135,6 @@ def _bundle(
         reasons=(result.selection.reason,),
         selftest=Tolerance.around(verdict.get("worst") or {}),
     )
-    return pack_bundle(BundleSpec(manifest, files))
 
 
 def _runner_files(

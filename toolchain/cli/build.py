@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,7 @@ from toolchain.cli.progress import Progress
 from toolchain.errors import ExitCode, ToolchainError
 
 if TYPE_CHECKING:
+    from toolchain.execute import Forecast
     from toolchain.publish import TargetResult
 
 
@@ -59,7 +60,7 @@ def command(
     says what failed (docs/exit-codes.md).
     """
     from toolchain.build import build, plan
-    from toolchain.cli.show import explain_lines, forecast_lines, result_lines
+    from toolchain.cli.show import explain_lines, result_lines
 
     if dry_run:
         forecasts = plan(
@@ -71,17 +72,8 @@ def command(
             output=output,
             partial=partial,
         )
-        if as_json:
-            rows = [{"id": f.node.id, "state": f.state, "reasons": f.reasons} for f in forecasts]
-            click.echo(json.dumps({"stages": rows}, indent=2))
-        else:
-            click.echo("\n".join(forecast_lines(forecasts)))
+        _show_plan(forecasts, as_json)
         return
-    given = None
-    if measurements is not None:
-        from toolchain.reproduce import measurements_of
-
-        given = measurements_of(measurements)
     with Progress(quiet=quiet) as progress:
         try:
             result = build(
@@ -92,7 +84,7 @@ def command(
                 jobs=jobs,
                 dump_ir=dump_ir,
                 measure=not no_measure,
-                measurements=given,
+                measurements=_measurements(measurements),
                 listener=progress,
                 devices=devices,
                 partial=partial,
@@ -108,6 +100,19 @@ def command(
     failed = [r for r in result.targets if r.selection.code]
     if failed:
         raise _no_release(recipe, result.code, failed)
+
+
+def _show_plan(forecasts: Sequence[Forecast], as_json: bool) -> None:
+    from toolchain.cli.show import forecast_lines
+
+    rows = [{"id": f.node.id, "state": f.state, "reasons": f.reasons} for f in forecasts]
+    click.echo(json.dumps({"stages": rows}, indent=2) if as_json else "\n".join(forecast_lines(forecasts)))
+
+
+def _measurements(release: Path | None) -> dict[str, dict[str, Any]] | None:
+    from toolchain.reproduce import measurements_of
+
+    return measurements_of(release) if release is not None else None
 
 
 def _no_release(recipe: Path, code: ExitCode, failed: Sequence[TargetResult]) -> ToolchainError:
