@@ -31,7 +31,13 @@ CONTRACT = {
     "dims": {"batch": {"min": 1, "max": 8, "batch": False, "buckets": []}},
 }
 X = np.array([[1, 0, 2, 0], [0, 0, 0, 3], [4, 5, 0, 0]], np.float32)
-"""An input; its largest value is the size of the output y."""
+"""An input; its largest value is the size of the output y of :func:`model`."""
+WHERE_CONTRACT = {
+    "schema": 1,
+    "inputs": [{"name": "x", "dtype": "float32", "shape": [3, 4], "pad": None}],
+    "outputs": [{"name": "y", "dtype": "int64", "shape": [2, None]}],
+    "dims": {},
+}
 
 
 def installed() -> Path:
@@ -61,16 +67,27 @@ def model() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
-def compiled(path: Path, arch: str, cpu: str, bits: int) -> Path:
-    """The library of :func:`model` for a processor."""
+def where_model(kind: str = "NonZero") -> onnx.ModelProto:
+    """y: the indices of what is not 0 in x; or another operator with one output of unknown size."""
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 4])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.INT64, [2, "n"])]
+    if kind == "Unique":
+        outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])]
+    graph = helper.make_graph([helper.make_node(kind, ["x"], ["y"])], "where", inputs, outputs)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def compiled(path: Path, arch: str, cpu: str, bits: int, of: onnx.ModelProto | None = None) -> Path:
+    """The library of :func:`model`, or of another one, for a processor."""
     from toolchain.tvm.forms import Interface, build_library
     from toolchain.tvm.importer import import_model
     from toolchain.tvm.link import Linker
     from toolchain.tvm.pipeline import Machine, Notes
 
     machine = Machine({"kind": "llvm", "mtriple": f"{arch}-linux-gnu", "mcpu": cpu}, "cpu", arch, bits, 16, 32)
-    interface = Interface(["x"], ["y", "z"], {"batch": (1, 8)})
-    built = build_library(import_model(model()), machine, Notes(), Linker("zig", arch, "2.28"), path, interface, "auto")
+    source = of or model()
+    interface = Interface(["x"], [output.name for output in source.graph.output], {"batch": (1, 8)})
+    built = build_library(import_model(source), machine, Notes(), Linker("zig", arch, "2.28"), path, interface, "auto")
     assert built.name == "vm"
     return path
 
@@ -85,6 +102,8 @@ def vm_release(
     (engine / "engine.json").write_text(json.dumps(description))
     shutil.copy(library, engine / "model.so")
     recorded = {"input:x": X, "output:y": np.full(5, 7, np.float32), "output:z": np.abs(X)}
+    if contract is WHERE_CONTRACT:
+        recorded = {"input:x": X, "output:y": np.stack(X.nonzero())}
     write_npz(folder / "selftest.npz", recorded)
     spec = bundle_spec(engine, "any", requirements((), arch), selftest_npz=folder / "selftest.npz")
     libraries = {name: packages / place for name, place in LIBRARIES.items()} if packages is not None else {}

@@ -20,7 +20,7 @@ from helpers.vm_samples import X, vm_release
 
 from toolchain.bundle.read import open_release
 from toolchain.errors import ExitCode, ToolchainError
-from toolchain.runtime.edge.build import RunnerFiles, build_runner
+from toolchain.runtime.edge.build import EDGE, RunnerFiles, build_runner
 from toolchain.runtime.edge.tvm_libraries import tvm_libraries
 from toolchain.target import load_target
 
@@ -104,6 +104,35 @@ def test_a_model_whose_sizes_depend_on_values_runs_without_python(
     with np.load(tmp_path / "out.npz") as arrays:
         assert arrays["y"].shape == (0,)
         assert arrays["z"].shape == (1, 4)
+
+
+def test_what_tvm_has_in_python_alone_is_there_in_c_and_in_python_without_its_compiler(
+    built: RunnerFiles, tmp_path: Path
+) -> None:
+    library = vm_samples.compiled(tmp_path / "model.so", "x86_64", "x86-64-v3", 256, vm_samples.where_model())
+    where = vm_release(tmp_path / "r", library, "x86_64", vm_samples.installed(), vm_samples.WHERE_CONTRACT)
+    done = program(built, "self-test", where)
+    assert json.loads(done.stdout)["passed"] is True, done.stderr
+    np.save(tmp_path / "none.npy", X * 0)
+    done = program(built, "run", where, "--input", f"x={tmp_path}/none.npy")
+    assert json.loads(done.stdout)["y"] == {"dtype": "int64", "shape": [2, 0], "values": []}
+    code = "import sys, toolchain, numpy\nwith toolchain.load(sys.argv[1]) as m: print(m.run({'x': numpy.eye(3, 4)"
+    code += ".astype('float32')})['y'].tolist())"
+    command = [sys.executable, "-c", code, str(where)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "[[0, 1, 2], [0, 1, 2]]\n", done.stderr
+
+
+def test_what_nobody_has_without_python_is_refused_when_it_is_compiled(tmp_path: Path) -> None:
+    from toolchain.runtime.tvm_functions import FUNCTIONS
+    from toolchain.tvm.forms import OWN_FUNCTIONS
+    from toolchain.tvm.library import Refusal
+
+    assert FUNCTIONS == OWN_FUNCTIONS
+    source = (EDGE / "src" / "tvm_functions.c").read_text()
+    assert all(f'{{"{name}", ' in source for name in FUNCTIONS)
+    with pytest.raises(Refusal, match=r"TVM computes it in Python: relax\.run\.unique"):
+        vm_samples.compiled(tmp_path / "m.so", "x86_64", "x86-64-v3", 256, vm_samples.where_model("Unique"))
 
 
 def test_it_describes_tests_and_measures_itself(built: RunnerFiles, release: Path) -> None:

@@ -15,6 +15,7 @@ from toolchain.errors import ExitCode, ToolchainError
 from toolchain.runtime.contract import Contract, bad_input
 from toolchain.runtime.elf_check import check_library
 from toolchain.runtime.onnxruntime_engine import first_line
+from toolchain.runtime.tvm_functions import register
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,6 +136,7 @@ def import_tvm_runtime(threads: int = 0) -> Any:
                 hint="pip install apache-tvm",
                 code=ExitCode.MISSING_TOOL,
             ) from error
+    register()
     return tvm
 
 

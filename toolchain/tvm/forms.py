@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolchain.tvm.aot.library import AheadOfTime, compile_ahead, link_ahead
 from toolchain.tvm.aot.sizes import PlanError
-from toolchain.tvm.library import Refusal
+from toolchain.tvm.library import Refusal, load_tvm
 from toolchain.tvm.link import link_executable
 from toolchain.tvm.pipeline import Notes, compile_prepared, dump_module, prepare_module
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from toolchain.tvm.link import Linker
     from toolchain.tvm.machine import Machine
 
+OWN_FUNCTIONS = ("relax.run.nonzero", "relax.run.shape_to_tensor")
+"""Of the functions that TVM has in Python alone, those that our runtimes bring (``runtime/tvm_functions.py``)."""
 FORMS = ("auto", "aot", "vm", "static")
 
 
@@ -50,6 +52,22 @@ class Form:
     arena_bytes: int | None = None
     weight_bytes: int | None = None
     engine: AheadOfTime | None = None
+
+
+def called_in_python(module: Any) -> list[str]:
+    """Functions that ``module`` calls and that TVM has in Python alone, which no engine can bring along."""
+    relax = load_tvm().relax
+    found: set[str] = set()
+
+    def look(expression: Any) -> None:
+        name = str(getattr(expression, "global_symbol", "")) if isinstance(expression, relax.ExternFunc) else ""
+        if name.startswith("relax.run.") and name not in OWN_FUNCTIONS:
+            found.add(name)
+
+    for _, function in module.functions_items():
+        if isinstance(function, relax.Function):
+            relax.analysis.post_order_visit(function, look)
+    return sorted(found)
 
 
 def build_library(
@@ -94,5 +112,7 @@ def build_library(
             return Form("aot", "", engine.arena_bytes, engine.weight_bytes, engine)
     if form in ("aot", "static"):
         raise Refusal(because or f"engines ahead of time are for CPUs, not for {machine.kind}")
+    if foreign := called_in_python(prepared.module):
+        raise Refusal(f"TVM computes it in Python: {', '.join(foreign)}")
     link_executable(compile_prepared(prepared, machine, notes, dump), linker, output)
     return Form("vm", because)

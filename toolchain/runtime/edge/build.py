@@ -26,7 +26,7 @@ PROGRAM_NAME = "bundle-run"
 RUNTIME_SOURCES = (
     "buckets", "bundle", "contract", "engine_aot", "engine_vm", "error", "files", "hash", "hash_fast", "host",
     "host_riscv", "interface", "json", "json_tree", "layout", "library", "manifest", "numpy", "release", "run",
-    "selftest", "tvm_load", "values",
+    "selftest", "tvm_functions", "tvm_load", "tvm_values", "values",
 )  # fmt: skip
 PROGRAM_SOURCES = ("cli_bench", "cli_files", "cli_json", "main")
 WASM = "wasm32"
@@ -111,7 +111,7 @@ def _parts(arch: str) -> tuple[list[str], list[str]]:
     """Names of the sources of the runtime, and of the program."""
     if arch != WASM:
         return list(RUNTIME_SOURCES), list(PROGRAM_SOURCES)
-    runtime = [name for name in RUNTIME_SOURCES if name not in ("engine_vm", "tvm_load")]
+    runtime = [name for name in RUNTIME_SOURCES if name != "engine_vm" and not name.startswith("tvm_")]
     return [f"{name}_wasm" if name == "host" else name for name in runtime], [*PROGRAM_SOURCES, "module"]
 
 

@@ -12,7 +12,6 @@
 #define UNNAMED UINT32_MAX
 
 struct tcr_machine {
-  const tvm_api *api;
   void *module, *main, *item, *length; /* functions, but for the module */
   uint32_t *order; /* which of the contract's inputs each parameter is */
   tvm_any *arguments, *values; /* values: one for each output of the last run */
@@ -21,13 +20,6 @@ struct tcr_machine {
 
 /* TVM keeps a pool of threads for each thread that runs something. */
 static _Thread_local int32_t threads_of_pool;
-
-static const struct {
-  uint8_t code, bits;
-} codes[] = {
-    /* DLPack's codes: 0 int, 1 uint, 2 float, 6 bool; in the order of tc_dtype. */
-    {6, 8}, {0, 8}, {0, 16}, {0, 32}, {0, 64}, {1, 8}, {1, 16}, {1, 32}, {1, 64}, {2, 16}, {2, 32}, {2, 64},
-};
 
 static tvm_any integer(int64_t value) { return (tvm_any){TVM_INT, 0, {.integer = value}}; }
 static tvm_any text_of(const char *text) { return (tvm_any){TVM_TEXT, 0, {.text = text}}; }
@@ -114,7 +106,7 @@ static int32_t vm_open(tcr_engine *engine, const char *path, const char *name, t
   if (!machine->order || !machine->arguments || !machine->values)
     return tcr_no_memory(problem, contract->num_inputs + contract->num_outputs, "the engine's inputs and outputs");
   int32_t status = tcr_check_library(path, name, problem);
-  if (status == TC_OK) status = tcr_tvm_load(engine->layout, &machine->api, problem);
+  if (status == TC_OK) status = tcr_tvm_load(engine->layout, problem);
   if (status != TC_OK) return status;
   if (!start(machine, path, why))
     return tcr_fail(problem, TC_DAMAGED_BUNDLE, name, "", "TVM cannot load it: %s", why);
@@ -140,43 +132,19 @@ static bool set_threads(int32_t threads, char *why) {
   return true;
 }
 
-/* What TVM is told of the caller's memory, with the shape behind it. */
-static void free_managed(tvm_managed *managed) { free(managed->context); }
-
 /* A tensor over an input; of memory that is not aligned, over a copy. */
 static bool tensor_of(const tcr_engine *engine, uint32_t input, const int64_t *sizes, const void *data, tvm_any *result,
                       char *why) {
   const tcr_tensor *spec = &engine->contract->inputs[input];
+  const bool copied = ((uintptr_t)data & (TC_ALIGNMENT - 1)) != 0;
   int64_t shape[TC_MAX_RANK] = {0};
-  size_t bytes = 0, head = (sizeof(tvm_managed) + sizeof shape + TC_ALIGNMENT - 1) / TC_ALIGNMENT * TC_ALIGNMENT;
+  void *memory;
+  size_t bytes = 0;
   for (int32_t axis = 0; axis < spec->rank; axis++)
     shape[axis] = spec->shape[axis] < 0 ? sizes[-(spec->shape[axis] + 1)] : spec->shape[axis];
   tcr_bytes_of(spec->dtype, spec->rank, shape, &bytes);
-  const bool copied = ((uintptr_t)data & (TC_ALIGNMENT - 1)) != 0;
-  const size_t room = head + (copied ? bytes / TC_ALIGNMENT + 1 : 0) * TC_ALIGNMENT;
-  char *memory = aligned_alloc(TC_ALIGNMENT, room);
-  snprintf(why, WHY, "there is not enough memory for input '%.100s'", spec->name);
-  if (memory == NULL) return false;
-  tvm_managed *managed = (tvm_managed *)(void *)memory;
-  memset(managed, 0, sizeof *managed);
-  managed->context = memory;
-  managed->deleter = free_managed;
-  managed->array.device_type = TVM_CPU;
-  managed->array.rank = spec->rank;
-  managed->array.code = codes[spec->dtype - 1].code;
-  managed->array.bits = codes[spec->dtype - 1].bits;
-  managed->array.lanes = 1;
-  managed->array.shape = (int64_t *)(void *)(memory + sizeof *managed);
-  memcpy(managed->array.shape, shape, sizeof shape);
-  managed->array.data = copied ? memory + head : (void *)(uintptr_t)data;
-  if (copied) memcpy(memory + head, data, bytes);
-  void *tensor = NULL;
-  if (engine->machine->api->tensor(managed, 0, 1, &tensor) != 0) {
-    free(memory);
-    tcr_tvm_reason(why, WHY);
-    return false;
-  }
-  *result = object_of(TVM_TENSOR, tensor);
+  if (!tcr_tvm_make(spec->dtype, spec->rank, shape, copied ? NULL : data, result, &memory, why, WHY)) return false;
+  if (copied) memcpy(memory, data, bytes);
   return true;
 }
 
@@ -204,20 +172,15 @@ static void drop_values(struct tcr_machine *machine) {
   machine->num_values = 0;
 }
 
-/* An output's array as it is; its strides must be those of a dense one. */
+/* An output's array as it is, which must be a dense one. */
 static int32_t check_output(const tcr_engine *engine, uint32_t output, const int64_t *expected, tvm_array *array,
                             tcr_problem *problem) {
   const tcr_tensor *spec = &engine->contract->outputs[output];
   const tvm_tensor *tensor = engine->machine->values[output].as.object;
   *array = tensor->array;
-  bool good = array->code == codes[spec->dtype - 1].code && array->bits == codes[spec->dtype - 1].bits &&
-              array->lanes == 1 && array->rank == spec->rank && array->device_type == TVM_CPU;
-  int64_t stride = 1;
-  for (int32_t axis = spec->rank - 1; good && axis >= 0; axis--) {
+  bool good = tcr_tvm_dtype(array) == spec->dtype && array->rank == spec->rank && tcr_tvm_is_dense(array);
+  for (int32_t axis = 0; good && axis < spec->rank; axis++)
     good = expected[axis] < 0 || array->shape[axis] == expected[axis];
-    if (array->strides != NULL && array->shape[axis] > 1) good = good && array->strides[axis] == stride;
-    stride *= array->shape[axis];
-  }
   if (good) return TC_OK;
   return tcr_damaged(problem, "engine", "gives output '%s' not as its contract says", spec->name);
 }
@@ -273,7 +236,7 @@ static void vm_close(tcr_engine *engine) {
   if (machine->values != NULL) drop_values(machine);
   void *const objects[] = {machine->main, machine->item, machine->length, machine->module};
   for (size_t i = 0; i < sizeof objects / sizeof *objects; i++)
-    if (objects[i] != NULL) machine->api->release(objects[i]);
+    if (objects[i] != NULL) tcr_tvm_api()->release(objects[i]);
   free(machine->order);
   free(machine->arguments);
   free(machine->values);

@@ -25,7 +25,8 @@ static bool symbol(void *library, const char *name, void *function) {
 static int32_t bind(void *ffi, const char *name, tcr_problem *problem) {
   if (symbol(ffi, "TVMFFIFunctionGetGlobal", &api.global) && symbol(ffi, "TVMFFIFunctionCall", &api.call) &&
       symbol(ffi, "TVMFFIObjectDecRef", &api.release) && symbol(ffi, "TVMFFIErrorMoveFromRaised", &api.error) &&
-      symbol(ffi, "TVMFFITensorFromDLPack", &api.tensor))
+      symbol(ffi, "TVMFFITensorFromDLPack", &api.tensor) && symbol(ffi, "TVMFFIFunctionCreate", &api.make) &&
+      symbol(ffi, "TVMFFIFunctionSetGlobal", &api.set) && symbol(ffi, "TVMFFIErrorSetRaisedFromCStr", &api.raise))
     return TC_OK;
   return tcr_damaged(problem, name, "lacks functions of TVM's interface");
 }
@@ -58,6 +59,7 @@ static int32_t load_one(const tcr_layout *layout, int index, void **handle, tcr_
 
 static int32_t load_all(const tcr_layout *layout, tcr_problem *problem) {
   void *handle = NULL;
+  char why[256];
   if (!loaded[0][0] && dlopen("libtvm_ffi.so", RTLD_NOW | RTLD_NOLOAD) != NULL)
     return tcr_fail(problem, TC_NO_ENGINE, "engine", "open the bundle in a process of its own",
                     "this process holds another TVM already");
@@ -65,11 +67,15 @@ static int32_t load_all(const tcr_layout *layout, tcr_problem *problem) {
   int32_t status = load_one(layout, 0, &handle, problem);
   if (status == TC_OK) status = bind(handle, libraries[0], problem);
   if (status == TC_OK) status = load_one(layout, 1, &handle, problem);
+  if (status == TC_OK && !tcr_tvm_register(why, sizeof why))
+    status = tcr_fail(problem, TC_FAILED, "engine", "", "TVM takes no functions: %s", why);
   complete = status == TC_OK;
   return status;
 }
 
-int32_t tcr_tvm_load(const tcr_layout *layout, const tvm_api **result, tcr_problem *problem) {
+const tvm_api *tcr_tvm_api(void) { return &api; }
+
+int32_t tcr_tvm_load(const tcr_layout *layout, tcr_problem *problem) {
   int32_t status = TC_OK;
   for (int i = 0; i < LIBRARIES; i++)
     if (tcr_find_file(layout, libraries[i]) == NULL)
@@ -83,7 +89,6 @@ int32_t tcr_tvm_load(const tcr_layout *layout, const tvm_api **result, tcr_probl
                         "this process holds another version of it, of another bundle");
   if (status == TC_OK && !complete) status = load_all(layout, problem);
   pthread_mutex_unlock(&loading);
-  *result = &api;
   return status;
 }
 
