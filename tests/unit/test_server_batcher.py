@@ -28,7 +28,7 @@ class StepWorker:
     def claim(self) -> StepWorker | None:
         return None if self.job else self
 
-    def run_now(self, pending: Pending) -> None:
+    def run_now(self, inputs: dict[str, np.ndarray], fit: Fit) -> None:
         return
 
     def start_job(self, job: Job) -> None:

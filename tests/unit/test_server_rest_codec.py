@@ -18,7 +18,7 @@ from toolchain.runtime.server.api import InferResponse, ServeError, Status
 from toolchain.runtime.server.compression import accepted, compress, decompress
 from toolchain.runtime.server.datatypes import DTYPES, NAMES
 from toolchain.runtime.server.rest_answer import Encoder
-from toolchain.runtime.server.rest_codec import Decoder, Plan, Wish
+from toolchain.runtime.server.rest_codec import AS_JSON, Decoder, Plan, Wish
 from toolchain.runtime.server.shared_memory import SharedMemory
 
 CORE = SmallCore()
@@ -172,6 +172,23 @@ def test_nan_is_null_and_infinities_are_what_triton_writes() -> None:
     assert orjson.loads(parts[0])["outputs"][0]["data"] == [0.1, None]
     document, _ = answer(Plan(Wish(), {}), y=np.float32([0.1, np.inf, -np.inf, np.nan]))
     assert document["outputs"][0]["data"] == [0.1, float("inf"), float("-inf"), None]
+
+
+@given(st.data())
+def test_an_answer_is_the_same_whether_its_like_was_written_before_or_not(data: st.DataObject) -> None:
+    wish = st.builds(Wish, st.booleans(), st.none(), st.sampled_from([0, 0, 0, 1]))
+    plan = data.draw(st.sampled_from([AS_JSON, Plan(Wish(binary=True), {}), Plan(Wish(), {"y": data.draw(wish)})]))
+    kinds = st.sampled_from([DTYPES[name] for name in sorted(DTYPES) if name not in ("BYTES", "BF16")])
+    arrays = {
+        name: data.draw(npst.arrays(data.draw(kinds), npst.array_shapes(max_dims=2, min_side=1)))
+        for name in data.draw(st.sampled_from([("y",), ("y", "z"), ('"', "y")]))
+    }
+    identity = data.draw(st.sampled_from(["", "", "one", "\u2028"]))
+    response = InferResponse("double", "1", identity, arrays)
+    parts, length = ENCODER.written(response, plan)
+    for _ in range(2):
+        again, again_length = ENCODER.encode(response, plan)
+        assert (b"".join(again), again_length) == (b"".join(parts), length)
 
 
 def test_bfloat16_outputs_are_told_by_the_models_metadata() -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from toolchain.runtime.server import stats
 from toolchain.runtime.server.api import ServeError, Status
+from toolchain.runtime.server.checks import Fit
 from toolchain.runtime.server.stats import Statistics
 from toolchain.runtime.server.waiting import Pending, Queue, Queueing
 
@@ -48,8 +49,8 @@ class Workers(Protocol):
         """One that may be given a job now."""
         ...
 
-    def run_now(self, pending: Pending) -> tuple[list[np.ndarray], int] | None:
-        """Outputs, and nanoseconds in the engine, of a request that runs here and now; None where it can't or fails."""
+    def run_now(self, inputs: dict[str, np.ndarray], fit: Fit) -> dict[str, np.ndarray] | None:
+        """The outputs, in the contract's order, of inputs that run here and now; None where they can't, or fail."""
         ...
 
 
@@ -116,7 +117,7 @@ class Batcher:
         assert pending.outputs is not None
         return pending.outputs
 
-    def infer_now(self, pending: Pending) -> list[np.ndarray] | None:
+    def infer_now(self, inputs: dict[str, np.ndarray], fit: Fit, arrived: int) -> dict[str, np.ndarray] | None:
         """The outputs of one request, if nobody waits and it can run before this returns; None: nothing has happened.
 
         Nor is anything counted for a run that fails: :meth:`infer` runs it again, and says how.
@@ -124,14 +125,11 @@ class Batcher:
         if self.queue.count or self.queueing.delay_ns:
             return None
         started = _clock()
-        result = self.workers.run_now(pending)
-        if result is None:
+        outputs = self.workers.run_now(inputs, fit)
+        if outputs is None:
             return None
-        outputs, infer_ns = result
-        statistics = self.statistics
         now = _clock()
-        statistics.run(pending.fit.rows, 0, infer_ns, 0)
-        statistics.answered(pending.fit.rows, now - pending.arrived, 0, 0, infer_ns, 0)
+        self.statistics.answered_now(fit.rows, now - arrived, now - started)
         self._run_ns += (now - started - self._run_ns) / 16
         return outputs
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from toolchain.runtime.contract import Contract
 from toolchain.runtime.server.batcher import Batcher, Job
+from toolchain.runtime.server.checks import Fit
 from toolchain.runtime.server.process_worker import Launch
-from toolchain.runtime.server.waiting import Pending
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,14 +87,12 @@ class LocalPool:
 
         self._threads.submit(work)
 
-    def run_now(self, pending: Pending) -> tuple[list[np.ndarray], int] | None:
-        """Outputs and nanoseconds of one request with ``inline``; None else, and where the engine fails."""
+    def run_now(self, inputs: dict[str, np.ndarray], fit: Fit) -> dict[str, np.ndarray] | None:
+        """The outputs with ``inline``; None else, and where the engine fails."""
         if self._threads is not None or self._engine is None:
             return None
-        started = _clock()
         try:
-            results = self._engine.run_checked(dict(zip(self._names, pending.arrays, strict=True)), pending.fit.sizes)
-            return [results[name] for name in self._outputs], _clock() - started
+            return self._engine.run_checked(inputs, fit.sizes)
         except Exception:
             return None
 

@@ -6,14 +6,17 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolchain.errors import ExitCode, ToolchainError
 from toolchain.runtime.contract import Contract
 from toolchain.runtime.server.batcher import Batcher, Job
+from toolchain.runtime.server.checks import Fit
 from toolchain.runtime.server.process_worker import Launch, ProcessWorker
 from toolchain.runtime.server.slots import TensorLayout
-from toolchain.runtime.server.waiting import Pending
+
+if TYPE_CHECKING:
+    import numpy as np
 
 #: After as many failed starts in a row without a worker left, the model is unavailable (and starting goes on).
 GIVE_UP = 5
@@ -84,7 +87,7 @@ class ProcessPool:
                 best = worker
         return best
 
-    def run_now(self, pending: Pending) -> None:
+    def run_now(self, inputs: dict[str, np.ndarray], fit: Fit) -> None:
         """Nothing runs here."""
         return
 

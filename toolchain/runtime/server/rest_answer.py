@@ -10,7 +10,7 @@ import orjson
 from toolchain.runtime.server.api import Core, InferResponse, ServeError, Status
 from toolchain.runtime.server.classification import classify
 from toolchain.runtime.server.datatypes import NAMES, bf16_floats, invalid, to_raw
-from toolchain.runtime.server.rest_codec import Plan, Wish
+from toolchain.runtime.server.rest_codec import AS_JSON, Plan, Wish
 from toolchain.runtime.server.rest_repeat import Frames
 
 if TYPE_CHECKING:
@@ -41,11 +41,8 @@ class Encoder:
         Raises:
             ServeError: an output doesn't fit its place in shared memory, or bytes that are no text are wanted as JSON.
         """
-        if plan.default.binary or plan.wishes:
-            known = self._frames.encode(response, plan)
-            if known is not None:
-                return Answer(*known)
-        return self.written(response, plan)
+        known = self._frames.json(response) if plan is AS_JSON else self._frames.binary(response, plan)
+        return Answer(*known) if known is not None else self.written(response, plan)
 
     def written(self, response: InferResponse, plan: Plan) -> Answer:
         """The body of one response, written in full; what :meth:`encode` gives is the same, byte for byte.

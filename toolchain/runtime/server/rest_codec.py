@@ -41,7 +41,8 @@ class Plan(NamedTuple):
     wishes: dict[str, Wish]
 
 
-_AS_JSON = Plan(Wish(), {})
+#: What a request gets that says nothing of its outputs.
+AS_JSON = Plan(Wish(), {})
 _AS_BINARY = Plan(Wish(binary=True), {})
 
 
@@ -85,7 +86,7 @@ class Decoder:
         document = parse_object(head)
         request = InferRequest(model, version, {})
         self._inputs(document, tail, request)
-        plan = _AS_JSON
+        plan = AS_JSON
         parameters = document.get("parameters")
         if parameters is not None:
             plan = _request_parameters(parameters, request)
@@ -264,7 +265,7 @@ def apply_parameters(parameters: dict[str, Any], request: InferRequest) -> bool:
 
 
 def _request_parameters(parameters: object, request: InferRequest) -> Plan:
-    return _AS_BINARY if apply_parameters(_parameters(parameters, "the request"), request) else _AS_JSON
+    return _AS_BINARY if apply_parameters(_parameters(parameters, "the request"), request) else AS_JSON
 
 
 def _parameters(parameters: object, where: str) -> dict[str, Any]:

@@ -106,19 +106,45 @@ class Descriptions:
 
 
 class Frames:
-    """The JSON of answers whose outputs are all binary, by everything that is in it."""
+    """The JSON of usual answers without the values, by everything that is in it.
+
+    Answers are not usual that hold what isn't told by dtype and shape alone: text, bfloat16, shared memory,
+    classifications; or what is another each time: an id.
+    """
 
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], bytes] = {}
+        self._starts: dict[tuple[Any, ...], bytes] = {}
 
-    def encode(self, response: InferResponse, plan: Plan) -> tuple[list[bytes | memoryview], int] | None:
-        """The parts of a body, and the length of its JSON; None: it has to be written in full.
+    def json(self, response: InferResponse) -> tuple[list[bytes | memoryview], None] | None:
+        """The body of an answer with one output, as JSON; None: it has to be written in full.
 
-        That is so for what isn't told by dtype and shape alone: text, bfloat16, shared memory, classifications; or
-        is another each time: an id.
+        That is so too for values that JSON has no numbers for.
         """
+        outputs = response.outputs
+        if response.id or len(outputs) != 1:
+            return None
+        ((name, array),) = outputs.items()
+        kind = array.dtype.num
+        if kind not in _TOLD:
+            return None
+        text = orjson.dumps(array.ravel(), option=orjson.OPT_SERIALIZE_NUMPY)
+        if b"null" in text:
+            return None
+        key = response.model, response.version, name, kind, array.shape
+        start = self._starts.get(key)
+        if start is None:
+            entry = {"name": name, "datatype": NAMES[array.dtype], "shape": array.shape, "data": []}
+            document = {"model_name": response.model, "model_version": response.version, "outputs": [entry]}
+            if len(self._starts) >= _KEPT:
+                self._starts.clear()
+            start = self._starts[key] = orjson.dumps(document)[: -len("[]}]}")]
+        return [b"%b%b}]}" % (start, text)], None
+
+    def binary(self, response: InferResponse, plan: Plan) -> tuple[list[bytes | memoryview], int] | None:
+        """The parts of a body whose outputs are all binary, and the length of its JSON; None: it has to be written."""
         default, wishes = plan
-        if response.id:
+        if response.id or not response.outputs:
             return None
         key: list[Any] = [response.model, response.version]
         parts: list[bytes | memoryview] = [b""]

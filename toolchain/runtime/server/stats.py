@@ -62,6 +62,20 @@ class Statistics:
         self.inferences += rows
         self.last_ns = time.time_ns()
 
+    def answered_now(self, rows: int, took_ns: int, infer_ns: int) -> None:
+        """Count one request that was run alone and answered without waiting for anything."""
+        self.success += 1
+        self.success_ns += took_ns
+        self.infer_ns += infer_ns
+        self.inferences += rows
+        self.executions += 1
+        self.last_ns = time.time_ns()
+        count = self.batches.get(rows)
+        if count is None:
+            count = self.batches[rows] = BatchCount()
+        count.count += 1
+        count.infer_ns += infer_ns
+
     def fail(self, reason: str, nanoseconds: int) -> None:
         """Count one request that was answered with an error, or not at all."""
         self.failures[reason] += 1

@@ -120,7 +120,6 @@ class ModelVersion:
             default_level=settings.default_priority or (levels + 1) // 2,
         )
         self.batcher = Batcher(queueing, self.check.batch_axes, self.check.output_axes, self.statistics)
-        self._outputs = [spec.name for spec in placed.contract.outputs]
         self._tensor_bytes = settings.tensor_mb * MB
         self._pool: ProcessPool | LocalPool | None = None
         self._closed: asyncio.Task[None] | None = None
@@ -203,17 +202,18 @@ class ModelVersion:
         Raises:
             ServeError: its inputs don't fit; :meth:`infer` counts it and says the same.
         """
-        arrays, fit = self.check.check(request)
-        level = self.batcher.level(request.priority)
+        _, fit = self.check.check(request)
+        if request.priority:
+            self.batcher.level(request.priority)
         wanted = self.check.outputs(request.outputs) if request.outputs else ()
         if fit.nbytes > self._tensor_bytes:
             return None
-        outputs = self.batcher.infer_now(Pending(arrays, fit, level, request.arrived))
+        outputs = self.batcher.infer_now(request.inputs, fit, request.arrived)
         if outputs is None:
             return None
         if wanted:
-            return InferResponse(self.name, self.version, request.id, {name: outputs[index] for index, name in wanted})
-        return InferResponse(self.name, self.version, request.id, dict(zip(self._outputs, outputs, strict=True)))
+            outputs = {name: outputs[name] for _, name in wanted}
+        return InferResponse(self.name, self.version, request.id, outputs)
 
     async def close(self, reason: str = "unloaded") -> None:
         """Answer what is in flight, then end the workers and remove the files.  May be called several times."""
