@@ -1,8 +1,9 @@
-"""Small ONNX models, and releases of ONNX models as they are, for what measures and tries the server."""
+"""Small ONNX models, and releases of them as they are or ahead of time, for what measures and tries the server."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,30 @@ def onnx_release(
     engine = folder / f".engine-{name}-{version}"
     engine.mkdir(parents=True)
     onnx.save(model, engine / "model.onnx")
-    variants = [{"file": "model.onnx", "sizes": {}}]
-    info = {"schema": 1, "backend": "onnxruntime", "precision": "fp32", "device": "cpu", "variants": variants}
+    info = {"backend": "onnxruntime", "variants": [{"file": "model.onnx", "sizes": {}}]}
+    runtime = RuntimeNeed("onnxruntime", ">=1.17,<2", "CPUExecutionProvider")
+    return _release(folder, name, version, engine, info, contract, runtime)
+
+
+def aot_release(folder: Path, name: str, library: Path, contract: Mapping[str, Any], version: str = "1.0.0") -> Path:
+    """A release ``folder/name/version`` of an engine ahead of time, which is for this machine."""
+    engine = folder / f".engine-{name}-{version}"
+    engine.mkdir(parents=True)
+    os.link(library, engine / "model.so")
+    info = {"backend": "tvm", "form": "aot", "variants": [{"file": "model.so", "sizes": {}}]}
+    return _release(folder, name, version, engine, info, contract, RuntimeNeed("", ""))
+
+
+def _release(
+    folder: Path,
+    name: str,
+    version: str,
+    engine: Path,
+    about: Mapping[str, Any],
+    contract: Mapping[str, Any],
+    runtime: RuntimeNeed,
+) -> Path:
+    info = {"schema": 1, "precision": "fp32", "device": "cpu", **about}
     (engine / "engine.json").write_text(json.dumps(info))
     (engine / "contract.json").write_text(json.dumps(contract))
     needs = {"os": "linux", "arch": detect_host().arch, "cpu_features": [], "libc": {"name": "glibc", "min": "2.17"}}
@@ -75,7 +98,7 @@ def onnx_release(
         target=TargetInfo("any", {"name": "any"}),
         requirements={**needs, "cuda_arch": None},
         engine=parse_engine(info, "engine.json"),
-        runtime=RuntimeNeed("onnxruntime", ">=1.17,<2", "CPUExecutionProvider"),
+        runtime=runtime,
         contract=contract,
         tools={"onnx": onnx.__version__},
         reasons=(),

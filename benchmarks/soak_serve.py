@@ -2,10 +2,10 @@
 
     python benchmarks/soak_serve.py 600
 
-Clients over REST (JSON, binary, gzip) and gRPC ask three models for answers that say which version gave them, while
-versions come and go in a watched folder, worker processes are killed, clients go away in the middle, and others send
-nonsense.  Ends with 1 if an answer was lost or wrong, nonsense was not refused with a 4xx, or the memory or the open
-files of the server's processes grew.
+Clients over REST (JSON, binary, gzip) and gRPC ask four models, one compiled ahead of time, for answers that say
+which version gave them, while versions come and go in a watched folder, models are loaded with other configurations,
+worker processes are killed, clients go away in the middle, and others send nonsense.  Ends with 1 if an answer was lost
+or wrong, nonsense was not refused with a 4xx, or the memory or the open files of the server's processes grew.
 """
 
 from __future__ import annotations
@@ -30,15 +30,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx import ModelProto, helper
-from serve_models import onnx_release, small_model
+from serve_models import aot_release, contract_of, onnx_release, small_model
 from serve_servers import descendants
 
 SWITCH_SECONDS = 4.0
 KILL_SECONDS = 15.0
+RELOAD_SECONDS = 6.0
 SETTINGS = """schema = 1
 http_port = 0
 grpc_port = 0
+admin = true
 watch_interval_s = 0.3
 [defaults]
 threads = 1
@@ -49,14 +52,21 @@ execution = "thread"
 [models.quick]
 execution = "inline"
 """
-MODELS = ("shift", "wide", "quick")
-#: The shape of a row, and how many rows a request has at most.
-_WIDTHS = {"shift": 8, "wide": 16384, "quick": 16}
+MODELS = ("shift", "wide", "quick", "ahead")
+#: The shape of a row.
+_WIDTHS = {"shift": 8, "wide": 16384, "quick": 16, "ahead": 64}
+_ROWS = 4
+_COMPILER = Path(__file__).with_name("edge_build.py")
 
 
-def adds(offset: float) -> ModelProto:
-    """One row or more of any width: y = x + offset."""
-    shape = ("float32", ("batch", "width"))
+def offset_of(model: str, number: int) -> int:
+    """What a version adds; the engines ahead of time are compiled once, so that versions take turns with two."""
+    return 1 + number % 2 if model == "ahead" else number
+
+
+def adds(offset: float, width: int | str = "width") -> ModelProto:
+    """One row or more, of any width or of this: y = x + offset."""
+    shape = ("float32", ("batch", width))
     node = helper.make_node("Add", ["x", "offset"], ["y"])
     return small_model([node], {"x": shape}, {"y": shape}, {"offset": np.array(offset, np.float32)})
 
@@ -89,6 +99,8 @@ class Soak:
 
     async def run(self) -> Found:
         """Start the server, soak it, stop it."""
+        for number in (1, 2):
+            await self.compile(number)
         for model in MODELS:
             self.publish(model, 1)
         (self.folder / "serve.toml").write_text(SETTINGS)
@@ -104,7 +116,7 @@ class Soak:
         self.http, self.grpc = map(int, ports)
         clients = [self.json_client, self.binary_client, self.grpc_client, self.leaver, self.vandal]
         tasks = [asyncio.create_task(self.forever(client)) for client in clients]
-        tasks += [asyncio.create_task(task()) for task in (self.switch, self.kill, self.sample)]
+        tasks += [asyncio.create_task(task()) for task in (self.switch, self.kill, self.reload, self.sample)]
         await asyncio.sleep(self.seconds)
         self.stopped = True
         await asyncio.gather(*tasks)
@@ -121,11 +133,29 @@ class Soak:
 
     def publish(self, model: str, number: int) -> None:
         """Version ``number`` of a model, which adds that number; it appears at once."""
-        made = onnx_release(self.folder / f"making-{model}-{number}", model, adds(number), f"{number}.0.0")
+        making, version = self.folder / f"making-{model}-{number}", f"{number}.0.0"
+        offset = offset_of(model, number)
+        if model == "ahead":
+            contract = json.loads((self.folder / f"ahead-{offset}" / "contract.json").read_text())
+            made = aot_release(making, model, self.folder / f"ahead-{offset}" / "model.so", contract, version)
+        else:
+            made = onnx_release(making, model, adds(offset), version)
         target = self.folder / "releases" / model / f"{number}.0.0"
         target.parent.mkdir(parents=True, exist_ok=True)
         made.rename(target)
-        shutil.rmtree(self.folder / f"making-{model}-{number}")
+        shutil.rmtree(making)
+
+    async def compile(self, offset: int) -> None:
+        """An engine ahead of time that adds ``offset``; the compiler is no part of this process."""
+        folder = self.folder / f"ahead-{offset}"
+        folder.mkdir()
+        model = adds(offset, _WIDTHS["ahead"])
+        onnx.save(model, folder / "model.onnx")
+        (folder / "contract.json").write_text(json.dumps(contract_of(model)))
+        words = [sys.executable, str(_COMPILER), str(folder), "host", str(folder)]
+        compiler = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
+        told, _ = await compiler.communicate()
+        assert (folder / "model.so").exists(), told.decode()
 
     async def forever(self, client: Callable[[], Awaitable[None]]) -> None:
         while not self.stopped:
@@ -139,11 +169,11 @@ class Soak:
 
     def question(self) -> tuple[str, np.ndarray]:
         model = random.choice(MODELS)
-        return model, np.random.default_rng().normal(size=(random.randint(1, 4), _WIDTHS[model])).astype(np.float32)
+        return model, np.random.default_rng().normal(size=(random.randint(1, _ROWS), _WIDTHS[model])).astype(np.float32)
 
     def judge(self, kind: str, model: str, x: np.ndarray, version: str, y: np.ndarray) -> None:
         self.found.counts[kind] += 1
-        expected = x + np.float32(int(version.partition(".")[0]))
+        expected = x + np.float32(offset_of(model, int(version.partition(".")[0])))
         good = y.shape == x.shape and bool(np.allclose(y, expected, 1e-6, 1e-5))
         self.found.expect(good, f"{kind}: {model} {version} gave a wrong answer")
 
@@ -282,6 +312,20 @@ class Soak:
                 os.kill(random.choice(workers), signal.SIGKILL)
                 self.found.counts["workers killed"] += 1
 
+    async def reload(self) -> None:
+        """Load a model with another configuration; it cannot be where a version goes at that moment."""
+        while not self.stopped:
+            await self.pause(RELOAD_SECONDS)
+            model, config = random.choice(MODELS), {"max_batch_size": random.randint(_ROWS, 64)}
+            body = json.dumps({"parameters": {"config": json.dumps(config)}} if random.random() < 0.7 else {}).encode()
+            reader, writer = await asyncio.open_connection(self.host, self.http)
+            try:
+                status, _, answer = await asked(reader, writer, f"/v2/repository/models/{model}/load", body)
+                self.found.expect(status in (200, 503), f"load: {model} {config} {status} {answer[:200]!r}")
+                self.found.counts["loads with a configuration"] += status == 200
+            finally:
+                writer.close()
+
     async def sample(self) -> None:
         """Memory and open files of all processes, often enough for a median of each quarter."""
         started = time.monotonic()
@@ -346,6 +390,9 @@ def report(found: Found, seconds: float) -> bool:
     memory = growth([sample[1] for sample in found.samples])
     files = growth([float(sample[2]) for sample in found.samples])
     print(f"  memory of all processes: {memory[0]:.1f} MB in the second quarter, {memory[1]:.1f} MB in the last")
+    late = np.array([sample[:2] for sample in found.samples[len(found.samples) // 4 :]])
+    slope, _ = np.polyfit(late[:, 0] / 60, late[:, 1], 1)
+    print(f"  memory from the second quarter on: {slope:+.2f} MB a minute")
     print(f"  open files of the server: {files[0]:.0f} in the second quarter, {files[1]:.0f} in the last")
     for line in found.wrong:
         print(f"  {line}")

@@ -4,7 +4,7 @@
 
 FOLDER is ``src/python/examples`` of a copy of the client's repository, which is not part of this one.  The examples ask
 for models by name.  Those of numbers are ONNX models in bundles, served by the real core; bundles hold no models of
-strings or of sequences, so these are functions here, behind the same front ends (marked ``front ends``).  Three
+strings or of sequences, so these are functions here, behind the same front ends (marked ``front ends``).  Two
 examples need what this server does not offer, and are expected to fail: see ``EXPECTED``.
 """
 
@@ -24,7 +24,15 @@ from typing import NamedTuple
 import numpy as np
 from serve_models import add_sub, classifier, identity, onnx_release
 
-from toolchain.runtime.server.api import InferRequest, InferResponse, ModelMetadata, ServeError, Status, TensorSpec
+from toolchain.runtime.server.api import (
+    IndexEntry,
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+    ServeError,
+    Status,
+    TensorSpec,
+)
 from toolchain.runtime.server.core import ServingCore
 from toolchain.runtime.server.frontend import FrontendSettings, Listen, start
 from toolchain.runtime.server.settings import load_settings
@@ -33,8 +41,7 @@ _SECONDS = 60.0
 #: What the server does not offer, by example.
 EXPECTED = {
     "simple_grpc_custom_repeat": "a model that answers one request several times (decoupled)",
-    "simple_grpc_model_control": "a model loaded with a configuration other than its bundle's",
-    "simple_http_model_control": "a model loaded with a configuration other than its bundle's",
+    "simple_grpc_model_control": "a repository of eight models, and INTERNAL for files that are not taken",
 }
 #: They ask for localhost:8000 and 8001 whatever they are told.
 FIXED_PORTS = ("reuse_infer_objects_client", "memory_growth_test")
@@ -94,6 +101,9 @@ class ExampleCore(ServingCore):
             for tensors in (function.inputs, function.outputs)
         ]
         return ModelMetadata(name, ("1",), "python", *specs)
+
+    def index(self, *, ready_only: bool = False) -> list[IndexEntry]:
+        return [*super().index(ready_only=ready_only), *(IndexEntry(name, "1", "READY") for name in FUNCTIONS)]
 
     async def infer(self, request: InferRequest) -> InferResponse:
         function = FUNCTIONS.get(request.model)

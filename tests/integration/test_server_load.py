@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
 from tests.helpers.served import served
-from tests.helpers.serving_core import inputs_of, obedient_release
+from tests.helpers.serving_core import inputs_of, obedient_release, serving
 
 NAME = "obedient"
 ALWAYS = {"classification", "schedule_policy", "model_configuration", "binary_tensor_data", "parameters", "statistics"}
@@ -163,3 +164,15 @@ def test_the_server_names_only_extensions_that_are_on(addresses: tuple[str, str]
     settings.write_text("shared_memory = true\n")
     with served(obedient_release(tmp_path), "--settings", settings) as found:
         assert told(*found) == ALWAYS | {"system_shared_memory"}
+
+
+def test_versions_that_were_replaced_stay_away(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(trial_requests=0) as core:
+            for number in (1, 2):
+                await core.repository.add(str(obedient_release(tmp_path, f"{number}.0.0", offset=number)))
+            await core.load(NAME, {"config": '{"max_batch_size": 4}'})
+            assert [entry.version for entry in core.index(ready_only=True)] == ["2.0.0"]
+            assert core.config(NAME)["max_batch_size"] == 4
+
+    asyncio.run(main())

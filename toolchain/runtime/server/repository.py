@@ -123,7 +123,10 @@ class Repository:
             before = self._overrides.get(name)
             wanted = parse_overrides(name, parameters or {}, self.settings.model(name), self._config(name))
             loaded = self.models[name].versions if name in self.models else {}
-            missing = [v for v in sorted(sources, key=version_key) if v not in loaded or wanted != before]
+            missing = [v for v in sorted(sources, key=version_key) if v not in loaded]
+            if wanted != before and loaded:
+                # What was replaced or rolled back stays away.
+                missing = [v for v in sorted(loaded, key=version_key) if v in sources]
             self._override(name, wanted)
             for source in [sources[version] for version in missing]:
                 try:
