@@ -238,6 +238,8 @@ def ray_serve(
 def edge(bundle: str, folder: Path, target: str | None, name: str | None, force: bool) -> None:
     """A folder that a device runs as it is: the bundle, bundle-run, the C library.
 
+    Of a static executable or a WebAssembly module it is that file alone.
+
     Without a target it is the only bundle of the release that a device can run.
     """
     from toolchain.exports.edge import PROGRAMS, edge_target, edge_tree
