@@ -86,6 +86,13 @@ def lines(g: Graph) -> Built:
     return Built(g.add("AveragePool", x, kernel_shape=[3], strides=[2]), {"x": [2, 12, 40]}, ["convolution"])
 
 
+def few_channels(g: Graph) -> Built:
+    x = g.add("Conv", "x", g.weight(33, 8, 1, 1, scale=0.2), g.weight(33))
+    y = g.add("Conv", x, g.weight(3, 33, 5, 3, scale=0.1), g.weight(3), pads=[2, 1, 2, 1], strides=[1, 2])
+    z = g.add("Conv", x, g.weight(1, 33, 5, 3, scale=0.1), pads=[2, 2, 2, 2], dilations=[1, 2], strides=[1, 2])
+    return Built(g.add("Tanh", g.add("Add", y, z)), {"x": ["n", 8, 12, 13]}, ["few channels"], [{"n": 1}, {"n": 2}])
+
+
 def volumes(g: Graph) -> Built:
     x = g.add(
         "Conv", "x", g.weight(12, 3, 3, 2, 3, scale=0.2), g.weight(12), pads=[1, 0, 1, 2, 1, 0], strides=[2, 1, 1]
@@ -230,9 +237,9 @@ def images_of_any_size(g: Graph) -> Built:
 
 
 FLOAT: tuple[Callable[[Graph], Built], ...] = (
-    separable, first_layer, strided_dilated_grouped, narrow_groups, depthwise, winograd, transposed, lines, volumes,
-    dense, projection, batched_product, attention, images_of_any_size, layer_norm, group_norm, instance_norm,
-    rms_norm, softmax, pools, reductions, elementwise, powers, embedding, moves, resize, lstm, gru,
+    separable, first_layer, strided_dilated_grouped, narrow_groups, few_channels, depthwise, winograd, transposed,
+    lines, volumes, dense, projection, batched_product, attention, images_of_any_size, layer_norm, group_norm,
+    instance_norm, rms_norm, softmax, pools, reductions, elementwise, powers, embedding, moves, resize, lstm, gru,
 )  # fmt: skip
 
 

@@ -155,8 +155,9 @@ def _schedule(machine: Machine, notes: Notes) -> list[Any]:
     if machine.kind == "cpu":
         from toolchain.tvm.schedules import schedule_pass
         from toolchain.tvm.schedules.tails import split_tails
+        from toolchain.tvm.schedules.transposed import transpose_tiles
 
-        return [schedule_pass(machine, notes), split_tails()]
+        return [schedule_pass(machine, notes), split_tails(), transpose_tiles()]
     from tvm.s_tir import dlight as dl
 
     gpu = dl.gpu

@@ -100,7 +100,8 @@ class _Layouts:
             return self._vector(graph, value)
         return None
 
-    def _conv2d(self, graph: Graph, call: Any) -> Blocked | None:
+    def _conv2d(self, graph: Graph, call: Any) -> Any:
+        """Blocked, or plain where there are few output channels; None if it can't be."""
         attrs, weights = call.attrs, constant_of(graph.definition(call.args[1]))
         layouts = (attrs.data_layout, attrs.kernel_layout, attrs.out_layout or attrs.data_layout)
         dtype = dtype_of(call.args[0])
@@ -110,6 +111,9 @@ class _Layouts:
         if dtype in ("int8", "uint8"):
             made = conv2d_blocked(graph, call, conv, self._machine, lambda v, lanes: self._block(graph, v, lanes).value)
             return None if made is None else Blocked(made, weights.shape[0])
+        plain = self._float.few(graph, call.args[0], conv, weights)
+        if plain is not None:
+            return plain
         made = self._float.emit(graph, call.args[0], conv, weights)
         return None if made is None else Blocked(made, weights.shape[0])
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolchain.tvm.graph.rewrite import Graph
 from toolchain.tvm.graph.values import dtype_of, shape_of
-from toolchain.tvm.loops import OPAQUE, OUT_FUSIBLE, winograd
+from toolchain.tvm.loops import OPAQUE, OUT_FUSIBLE, few, winograd
 from toolchain.tvm.loops.conv import Conv2d, conv2d, depthwise2d, merge_groups, pack_depthwise, pack_weights
 from toolchain.tvm.machine import Machine
 from toolchain.tvm.tiles import Tile, ceil_div
@@ -66,6 +66,15 @@ class Convolutions:
             data,
             pack_weights(weights, lanes, block, choice.vectors),
         )
+
+    def few(self, graph: Graph, source: Any, conv: Conv2d, weights: np.ndarray) -> Any:
+        """The same with its result in plain layout, where there are few output channels; else None."""
+        lanes = self._machine.lanes("float32")
+        if dtype_of(source) != "float32" or not few.pays(conv, weights.shape, lanes):
+            return None
+        columns = few.columns_for(weights.shape[0], self._machine.registers)
+        data, packed = self._block(graph, source, lanes), few.pack_weights(weights, lanes)
+        return self._call(graph, "conv2d_few", lambda x, w: few.conv2d_few(x, w, conv, columns), data, packed)
 
     def _depthwise(self, graph: Graph, source: Any, conv: Conv2d, weights: np.ndarray, lanes: int) -> Any:
         _, _, height, width = shape_of(source)  # type: ignore[misc]

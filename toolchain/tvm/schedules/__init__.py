@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolchain.tvm.library import load_tvm
 from toolchain.tvm.machine import Machine
-from toolchain.tvm.schedules import attention, generic, int8, matmul, rows, tiled, winograd
+from toolchain.tvm.schedules import attention, few, generic, int8, matmul, rows, tiled, winograd
 from toolchain.tvm.schedules.common import DoesNotFitError
 from toolchain.tvm.schedules.explain import explain
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 RULES: tuple[tuple[str, Callable[[Any, Machine], None]], ...] = (
     ("convolution", tiled.convolution),
     ("depthwise", tiled.depthwise),
+    ("few channels", few.convolution),
     ("dense", tiled.dense),
     ("convolution int8", int8.convolution),
     ("dense int8", int8.dense),

@@ -14,6 +14,7 @@ from toolchain.tvm.schedules.common import (
     reduction,
     spatial,
 )
+from toolchain.tvm.schedules.transposed import transposed
 
 
 def generic(schedule: Any, machine: Machine) -> None:
@@ -34,5 +35,5 @@ def generic(schedule: Any, machine: Machine) -> None:
             raise DoesNotFitError
         if 2 in of_kind:
             reduction(schedule, block, machine)
-        elif of_kind:
+        elif of_kind and not transposed(schedule, block, machine):
             spatial(schedule, block, machine)
