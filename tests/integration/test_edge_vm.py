@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -159,6 +160,15 @@ def test_what_tvm_raises_is_a_message_and_no_crash(built: RunnerFiles, release: 
     done = program(built, "run", release, "--input", f"x={tmp_path}/x.npy")
     assert done.returncode == 17, (done.returncode, done.stdout, done.stderr)
     assert "bundle-run: engine: it failed on these inputs: " in done.stderr
+
+
+def test_it_takes_the_threads_that_it_is_given_or_says_why_not(built: RunnerFiles, release: Path) -> None:
+    done = program(built, "bench", release, "--runs", "2", "--threads", "5")
+    assert done.returncode == 0, done.stderr
+    limited = {**os.environ, "TVM_NUM_THREADS": "2"}
+    done = program(built, "bench", release, "--runs", "2", "--threads", "5", env=limited)
+    assert done.returncode == ExitCode.USAGE, done.stdout
+    assert "TVM was started with at most 2 threads in this process, got 5" in done.stderr
 
 
 def test_programs_give_memory_when_a_run_told_how_much(built: RunnerFiles, release: Path, tmp_path: Path) -> None:

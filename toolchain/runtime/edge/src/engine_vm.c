@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "tvm_api.h"
 
@@ -106,7 +105,7 @@ static int32_t vm_open(tcr_engine *engine, const char *path, const char *name, t
   if (!machine->order || !machine->arguments || !machine->values)
     return tcr_no_memory(problem, contract->num_inputs + contract->num_outputs, "the engine's inputs and outputs");
   int32_t status = tcr_check_library(path, name, problem);
-  if (status == TC_OK) status = tcr_tvm_load(engine->layout, problem);
+  if (status == TC_OK) status = tcr_tvm_load(engine->layout, engine->threads, problem);
   if (status != TC_OK) return status;
   if (!start(machine, path, why))
     return tcr_fail(problem, TC_DAMAGED_BUNDLE, name, "", "TVM cannot load it: %s", why);
@@ -122,14 +121,20 @@ static void vm_output_shape(const tcr_engine *engine, uint32_t output, const int
   }
 }
 
-static bool set_threads(int32_t threads, char *why) {
-  const long processors = sysconf(_SC_NPROCESSORS_ONLN);
-  const int32_t count = threads > 0 ? threads : processors > 0 ? (int32_t)processors : 1;
-  tvm_any arguments[] = {integer(1), integer(count)}, nothing;
-  if (threads_of_pool == count) return true;
-  if (!tcr_tvm_call_global("runtime.config_threadpool", arguments, 2, &nothing, why, WHY)) return false;
+static int32_t set_threads(int32_t threads, tcr_problem *problem) {
+  const int32_t count = threads > 0 ? threads : tcr_tvm_processors();
+  tvm_any arguments[] = {integer(1), integer(count)}, nothing, got;
+  char why[WHY];
+  if (threads_of_pool == count) return TC_OK;
+  if (!tcr_tvm_call_global("runtime.config_threadpool", arguments, 2, &nothing, why, WHY) ||
+      !tcr_tvm_call_global("runtime.NumThreads", NULL, 0, &got, why, WHY))
+    return tcr_fail(problem, TC_FAILED, "threads", "", "%s", why);
+  if (got.as.integer != count)
+    return tcr_fail(problem, TC_USAGE, "threads", "set TVM_NUM_THREADS to it before the process starts",
+                    "TVM was started with at most %lld threads in this process, got %d", (long long)got.as.integer,
+                    count);
   threads_of_pool = count;
-  return true;
+  return TC_OK;
 }
 
 /* A tensor over an input; of memory that is not aligned, over a copy. */
@@ -207,7 +212,9 @@ static int32_t vm_run(tcr_engine *engine, const int64_t *sizes, const void *cons
   int64_t shape[TC_MAX_RANK];
   uint32_t made = 0;
   drop_values(machine);
-  bool good = set_threads(engine->threads, why);
+  const int32_t ready = set_threads(engine->threads, problem);
+  if (ready != TC_OK) return ready;
+  bool good = true;
   for (; good && made < engine->contract->num_inputs; made += good)
     good = tensor_of(engine, machine->order[made], sizes, inputs[machine->order[made]], &machine->arguments[made], why);
   good = good && tcr_tvm_call(machine->main, machine->arguments, (int32_t)made, &result, why, WHY);

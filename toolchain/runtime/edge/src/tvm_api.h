@@ -86,7 +86,8 @@ typedef struct tvm_api {
 } tvm_api;
 
 /* tvm_load.c.  Functions that return false write why into text. */
-int32_t tcr_tvm_load(const tcr_layout *layout, tcr_problem *problem);
+int32_t tcr_tvm_load(const tcr_layout *layout, int32_t threads, tcr_problem *problem);
+int32_t tcr_tvm_processors(void); /* that this process may use */
 const tvm_api *tcr_tvm_api(void); /* once it is loaded */
 bool tcr_tvm_global(const char *name, void **function, char *text, size_t bytes);
 bool tcr_tvm_call(void *function, tvm_any *arguments, int32_t count, tvm_any *result, char *text, size_t bytes);

@@ -1,10 +1,10 @@
 /* TVM's run-time: its two libraries come with a bundle whose engine needs them, and stay for the life of the process,
  * as they start threads and register functions that cannot be taken back. */
 #include <dlfcn.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "tvm_api.h"
 
@@ -31,10 +31,16 @@ static int32_t bind(void *ffi, const char *name, tcr_problem *problem) {
   return tcr_damaged(problem, name, "lacks functions of TVM's interface");
 }
 
+int32_t tcr_tvm_processors(void) {
+  cpu_set_t set;
+  return sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0 ? CPU_COUNT(&set) : 1;
+}
+
 /* What TVM asks the environment at its first run: as many threads as a run may use, none bound to a processor. */
-static void set_environment(void) {
+static void set_environment(int32_t threads) {
+  const int32_t processors = tcr_tvm_processors();
   char count[16];
-  snprintf(count, sizeof count, "%ld", sysconf(_SC_NPROCESSORS_ONLN));
+  snprintf(count, sizeof count, "%d", threads > processors ? threads : processors);
   setenv("TVM_NUM_THREADS", count, 0);
   setenv("TVM_BIND_THREADS", "0", 0);
 }
@@ -57,13 +63,13 @@ static int32_t load_one(const tcr_layout *layout, int index, void **handle, tcr_
   return TC_OK;
 }
 
-static int32_t load_all(const tcr_layout *layout, tcr_problem *problem) {
+static int32_t load_all(const tcr_layout *layout, int32_t threads, tcr_problem *problem) {
   void *handle = NULL;
   char why[256];
   if (!loaded[0][0] && dlopen("libtvm_ffi.so", RTLD_NOW | RTLD_NOLOAD) != NULL)
     return tcr_fail(problem, TC_NO_ENGINE, "engine", "open the bundle in a process of its own",
                     "this process holds another TVM already");
-  set_environment();
+  set_environment(threads);
   int32_t status = load_one(layout, 0, &handle, problem);
   if (status == TC_OK) status = bind(handle, libraries[0], problem);
   if (status == TC_OK) status = load_one(layout, 1, &handle, problem);
@@ -75,7 +81,7 @@ static int32_t load_all(const tcr_layout *layout, tcr_problem *problem) {
 
 const tvm_api *tcr_tvm_api(void) { return &api; }
 
-int32_t tcr_tvm_load(const tcr_layout *layout, tcr_problem *problem) {
+int32_t tcr_tvm_load(const tcr_layout *layout, int32_t threads, tcr_problem *problem) {
   int32_t status = TC_OK;
   for (int i = 0; i < LIBRARIES; i++)
     if (tcr_find_file(layout, libraries[i]) == NULL)
@@ -87,7 +93,7 @@ int32_t tcr_tvm_load(const tcr_layout *layout, tcr_problem *problem) {
     if (loaded[i][0] && strcmp(loaded[i], tcr_find_file(layout, libraries[i])->digest) != 0)
       status = tcr_fail(problem, TC_NO_ENGINE, libraries[i], "open the bundle in a process of its own",
                         "this process holds another version of it, of another bundle");
-  if (status == TC_OK && !complete) status = load_all(layout, problem);
+  if (status == TC_OK && !complete) status = load_all(layout, threads, problem);
   pthread_mutex_unlock(&loading);
   return status;
 }
