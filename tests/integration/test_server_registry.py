@@ -167,3 +167,29 @@ def test_the_command_ends_with_the_code_of_what_is_wrong(tmp_path: Path) -> None
     assert (code, "cannot be reached" in text) == (43, True)
     code, text = ended("oci://127.0.0.1:1/Models")
     assert (code, "allowed: oci://HOST" in text) == (2, True)
+
+
+def test_a_watched_folder_is_served_when_it_is_signed_and_what_is_hidden_is_not_looked_at(tmp_path: Path) -> None:
+    own, public = make_key(tmp_path / "own.pem")
+    watched = tmp_path / "watched"
+    for part in (".pull/0123", "obedient/.1.0.0.tmp-1"):
+        (watched / part).mkdir(parents=True)
+        (watched / part / "index.json").write_text("{}")
+
+    async def main() -> None:
+        release = obedient_release(tmp_path / "made", "1.0.0", offset=1)
+        release.rename(watched / "obedient" / "1.0.0")
+        settings = {"watch": str(watched), "watch_interval_s": 0.05, "trust_key": str(public), "defaults.threads": 1}
+        core = ServingCore(load_settings(None, settings))
+        try:
+            await core.start([])
+            [entry] = core.index()
+            assert (entry.name, entry.version, entry.state) == ("obedient", "1.0.0", "UNAVAILABLE")
+            assert entry.reason == "is not signed"
+            await asyncio.to_thread(sign_release, watched / "obedient" / "1.0.0", own)
+            await until(lambda: [e.state for e in core.index()] == ["READY"])
+            assert (await core.infer(request_of(1.0))).version == "1.0.0"
+        finally:
+            await core.close()
+
+    asyncio.run(main())

@@ -111,9 +111,9 @@ class Watcher:
 
 
 def scan(folder: Path) -> dict[tuple[str, str], Signature]:
-    """The releases ``NAME/VERSION`` in a folder."""
+    """The releases ``NAME/VERSION`` in a folder; what is hidden is still being written or pulled."""
     found = {}
-    for index in folder.glob(f"*/*/{INDEX_JSON}"):
+    for index in folder.glob(f"[!.]*/[!.]*/{INDEX_JSON}"):
         try:
             status = index.stat()
         except OSError:
