@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import gzip
 import random
+import shutil
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,7 +22,7 @@ from hpack import Decoder, Encoder
 
 from tests.helpers.serving import Running, serving
 from toolchain.runtime.server import h2_frames as h2
-from toolchain.runtime.server.frontend import FrontendSettings
+from toolchain.runtime.server.frontend import FrontendSettings, TlsFiles
 from toolchain.runtime.server.h2_frames import frame, number
 from toolchain.runtime.server.proto import stubs
 
@@ -328,6 +331,39 @@ def test_running_calls_end_while_the_server_drains() -> None:
         with pytest.raises((EOFError, ConnectionResetError)):
             peer.until(h2.GOAWAY)
         draining.result(10)
+
+
+def test_tls_is_spoken_where_there_is_a_certificate(tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make a certificate")
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(certificate)]
+    names = ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run([*make, *names], check=True, capture_output=True)
+    with serving(tls=TlsFiles(str(certificate), str(key)), grpc=True) as running:
+        trusted = grpc.ssl_channel_credentials(certificate.read_bytes())
+        options = [("grpc.max_receive_message_length", -1)]
+        with grpc.secure_channel(f"localhost:{running.frontends.grpc_port}", trusted, options) as channel:
+            stub = channel.unary_unary(METHOD, None, pb.ModelInferResponse.FromString)
+            for values in (ONE, LARGE):
+                assert stub(message(values)[5:], timeout=20).raw_output_contents[0] == (values * 2).tobytes()
+        with Peer(running) as plain:
+            plain.send(plain.head(), plain.data(message(ONE)))
+            with pytest.raises((EOFError, OSError)):
+                plain.until(h2.DATA)
+
+
+def test_a_client_that_does_not_read_is_cut_off() -> None:
+    with serving(FrontendSettings(write_timeout=0.3), grpc=True) as running, Peer(running, window=2**31 - 1) as peer:
+        peer.send(frame(h2.WINDOW_UPDATE, 0, 0, number(2**30)))
+        body = message(LARGE[:50_000])  # within the window of its stream
+        with contextlib.suppress(OSError):
+            for _ in range(40):
+                peer.send(peer.head(), *[peer.data(body[at : at + 16_000], 0) for at in range(0, len(body), 16_000)])
+                peer.send(peer.data(b""))
+        assert running.frontends.grpc is not None
+        _until(lambda: not running.frontends.grpc.connections, 10)  # type: ignore[union-attr]
+        assert running.frontends.grpc.pending == 0
 
 
 def _until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
