@@ -112,6 +112,12 @@ def test_one_target_built_anew_keeps_the_bundles_of_the_others_and_their_measure
     assert part["unchanged"]
     assert part["digest"] == whole["digest"]
     assert "x86-64-v3: " in copy.call(*copy.text_arguments("--target", "cortex-a72")).stdout
+    # Up to date in the cache, thanks to a build into another folder; but what was measured is another engine.
+    (copy.repository / "helper.py").write_text("WIDTH = 24\n")
+    assert copy.build("--no-measure", "--output", copy.output.with_name("elsewhere"))[0] == 0
+    code, _, errors = copy.build("--target", "cortex-a72")
+    assert code == 2
+    assert "x86-64-v3: its measurements are of another fp32/onnxruntime engine" in errors
 
 
 def test_one_target_built_anew_never_takes_out_stale_bundles_of_others_unasked(copy: Shop) -> None:

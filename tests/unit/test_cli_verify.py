@@ -38,6 +38,15 @@ def test_verify_tells_each_bundle_as_json(release: Path) -> None:
     assert [row["target"] for row in only["bundles"]] == ["here"]
 
 
+def test_a_target_that_the_release_does_not_have_is_not_verified_in_silence(release: Path) -> None:
+    one = CliRunner().invoke(verify.command, [str(release), "--target", "here", "--json"])
+    assert [row["target"] for row in json.loads(one.stdout)["bundles"]] == ["here"]
+    for arguments in ([str(release), "--target", "heer"], [f"{release}@here", "--target", "elsewhere"]):
+        error = CliRunner().invoke(verify.command, arguments).exception
+        assert isinstance(error, ToolchainError)
+        assert error.code is ExitCode.USAGE
+
+
 def test_strict_fails_on_what_is_not_shown_and_names_it(release: Path, tmp_path: Path) -> None:
     plain = CliRunner().invoke(verify.command, [str(release)])
     assert plain.exit_code == 0

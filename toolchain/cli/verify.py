@@ -58,17 +58,19 @@ def _verify(subject: str, targets: tuple[str, ...], key: Path | None, found: dic
     from toolchain.bundle.resolve import resolve, split_reference
 
     path, target = split_reference(subject)
-    bundles = (resolve(subject),) if target else open_release(path).bundles
+    # Each name is resolved: one that the release does not have must not pass as verified.
+    named = dict.fromkeys((*([target] if target else []), *targets))
+    bundles = tuple(resolve(f"{path}@{name}") for name in named) or open_release(path).bundles
+    if target and set(named) != {target}:
+        what = f"{subject} names one target, --target {', '.join(targets)} another"
+        raise ToolchainError(what, where="--target", code=ExitCode.USAGE)
     signers = _signers(bundles, key)
     rows: list[dict[str, Any]] = []
     found["bundles"] = rows
     for bundle in bundles:
-        if targets and bundle.target not in targets:
-            continue
         bundle.verify()
-        row: dict[str, Any] = {"target": bundle.target, "digest": bundle.digest, "files": len(bundle.files)} | signers[
-            bundle.target
-        ]
+        row: dict[str, Any] = {"target": bundle.target, "digest": bundle.digest, "files": len(bundle.files)}
+        row |= signers[bundle.target]
         row["selftest"] = _selftest(bundle)
         row["warnings"] = _warnings(bundle, row["selftest"])
         rows.append(row)
