@@ -372,3 +372,10 @@ def test_whatever_stands_in_a_recipe_the_answer_is_a_list_of_mistakes(data: st.D
     assert not [line for line in lines if "see the JSON Schema" in line]
     if not problems:
         Recipe.model_validate(raw)
+
+
+def test_a_python_file_in_the_place_of_a_recipe_is_told_apart_from_a_broken_one(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text("import torch\n")
+    with pytest.raises(ToolchainError, match="not valid TOML") as caught:
+        load_recipe(tmp_path / "model.py")
+    assert caught.value.hint == "a recipe is a TOML file; is model.py one?"
