@@ -59,6 +59,8 @@ def find_devices(profiles: Sequence[TargetProfile], given: Mapping[str, Address]
 def _not_on_devices(profile: TargetProfile) -> str:
     if profile.kind != "cpu":
         return "only engines for CPUs are compiled ahead of time"
+    if profile.arch == "wasm32":
+        return "WebAssembly modules run inside of other programs"
     if "tvm" not in profile.runtime.engines or profile.runtime.form == "vm":
         return "its profile allows no engine compiled ahead of time by TVM"
     return ""

@@ -414,3 +414,12 @@ def test_executables_hold_engines_of_tvm_and_need_no_c_library(tmp_path: Path) -
     assert load_target("cortex-a53").requirements()["libc"] == {"name": "glibc", "min": "2.28"}
     text = 'schema = 1\nname = "own"\nextends = "cuda-sm80"\n[runtime]\nform = "static"\nengines = ["tvm"]\n'
     assert "'auto' or 'vm'" in "\n".join(refused(own(tmp_path, text)).details)
+
+
+def test_a_module_is_not_measured_on_a_device() -> None:
+    from toolchain.plan_device import find_devices
+    from toolchain.remote.address import parse_devices
+
+    with pytest.raises(ToolchainError, match="WebAssembly modules run inside of other programs") as caught:
+        find_devices([load_target("wasm32-wasi")], parse_devices(["wasm32-wasi=board"]))
+    assert caught.value.code == ExitCode.USAGE

@@ -99,7 +99,7 @@ def _engines(ctx: StageContext, options: Options) -> tuple[dict[str, Path], dict
         elif (form := json.loads((folder / "engine.json").read_text()).get("form")) == "aot":
             engines[name] = folder
         else:
-            why = "TVM's virtual machine needs Python there" if form == "vm" else f"the form {form!r} is not"
+            why = "engines of TVM's virtual machine are not sent" if form == "vm" else f"the form {form!r} is not"
             unmeasured[name] = f"not measured on the device: {why}"
     return engines, unmeasured
 
