@@ -24,30 +24,35 @@ Fault = Callable[[str, int, bytes], bytes | None]
 
 
 @contextmanager
-def running_registry(folder: Path, auth: str = "") -> Iterator[str]:
-    """``HOST:PORT`` of a registry; ``auth`` is a section of its configuration."""
+def running_registry(
+    folder: Path, auth: str = "", *, address: str = "127.0.0.1", name: str = "", tls: str = ""
+) -> Iterator[str]:
+    """``HOST:PORT`` of a registry.
+
+    ``auth`` is a section of its configuration, ``tls`` a part of ``http``; it listens on ``address``, called ``name``.
+    """
     program = programs_folder("registry", "docker-registry") / "usr" / "bin" / "docker-registry"
     folder.mkdir(parents=True, exist_ok=True)
     [port] = free_ports(1)
     config = folder / "config.yml"
     config.write_text(
         f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder / 'data'}}}}}\n"
-        f"http: {{addr: 127.0.0.1:{port}}}\n{auth}"
+        f"http: {{addr: '{address}:{port}'{tls}}}\n{auth}"
     )
     with open(folder / "log", "wb") as log, subprocess.Popen([program, "serve", config], stderr=log, stdout=log) as run:
         try:
-            wait_for_port(port)
-            yield f"127.0.0.1:{port}"
+            wait_for_port(port, address.strip("[]"))
+            yield f"{name or address}:{port}"
         finally:
             run.terminate()
             run.wait(10)
 
 
-def wait_for_port(port: int) -> None:
+def wait_for_port(port: int, address: str = "127.0.0.1") -> None:
     deadline = time.monotonic() + 20
     while True:
         try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
+            socket.create_connection((address, port), 1).close()
             return
         except OSError:
             assert time.monotonic() < deadline, "the registry does not start"

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 import json
 import os
+import socket
+import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -23,6 +28,7 @@ from toolchain.bundle.resolve import resolve
 from toolchain.bundle.sign import read_trust, sign_release
 from toolchain.cli.main import cli
 from toolchain.errors import ExitCode, ToolchainError
+from toolchain.registry.client import Registry
 from toolchain.registry.pull import pull
 from toolchain.registry.push import push
 from toolchain.registry.reference import RegistryReference, parse_reference
@@ -323,6 +329,88 @@ def test_what_is_not_there_is_said(host: str, tmp_path: Path, request: pytest.Fi
         pull(place(host, request), tmp_path / "p", target="three")
     assert caught.value.code is ExitCode.USAGE
     assert "it has one, two" in caught.value.what
+
+
+def other_name() -> tuple[str, str]:
+    """A name of this machine that is not known to be one, so that encryption is asked for, and its address."""
+    for name in (socket.gethostname(), "ip6-localhost", "localhost.localdomain"):
+        try:
+            [address] = {entry[4][0] for entry in socket.getaddrinfo(name, 80)}
+        except (OSError, ValueError):
+            continue
+        if ipaddress.ip_address(address).is_loopback and name != "localhost":
+            return name, f"[{address}]" if ":" in address else address
+    pytest.skip("this machine has no name but localhost that leads to itself")
+
+
+def test_other_machines_are_asked_over_tls_and_their_certificates_checked(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, address = other_name()
+    release = release_of(tmp_path)
+    with running_registry(tmp_path / "plain", address=address, name=name) as host:
+        with pytest.raises(ToolchainError, match=r"cannot be reached.*SSL") as caught:
+            push(release, place(host, request))
+        assert caught.value.code is ExitCode.REGISTRY
+        assert push(release, place(host, request), plain_http=True).sent > SIZE
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    words = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}", "-days", "2", "-nodes"]
+    openssl("req", "-x509", "-newkey", "rsa:2048", *words, "-keyout", key, "-out", certificate)
+    tls = f", tls: {{certificate: '{certificate}', key: '{key}'}}"
+    with running_registry(tmp_path / "tls", address=address, name=name, tls=tls) as host:
+        with pytest.raises(ToolchainError, match="CERTIFICATE_VERIFY_FAILED"):
+            push(release, place(host, request))
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        push(release, place(host, request))
+        assert pull(place(host, request), tmp_path / "p").digest == release.digest
+
+
+@contextmanager
+def store_behind_a_registry(blob: bytes, seen: list[tuple[bool, str | None]]) -> Iterator[str]:
+    """A registry that asks for a login and sends clients on to another server, which has the blob."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = self.headers.get("Authorization")
+            seen.append((self.server is store, known))
+            if self.server is store:
+                self.answer(200, {}, blob)
+            elif known is None:
+                self.answer(401, {"WWW-Authenticate": 'Basic realm="models"'}, b"")
+            else:
+                self.answer(307, {"Location": f"http://127.0.0.1:{store.server_port}/elsewhere"}, b"")
+
+        def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+            self.send_response(status)
+            for key, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    place = ("127.0.0.1", 0)
+    with ThreadingHTTPServer(place, Handler) as front, ThreadingHTTPServer(place, Handler) as store:
+        threads = [threading.Thread(target=server.serve_forever, args=(0.02,)) for server in (front, store)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield f"127.0.0.1:{front.server_port}"
+        finally:
+            for server, thread in zip((front, store), threads, strict=True):
+                server.shutdown()
+                thread.join()
+
+
+def test_a_login_is_not_taken_along_to_where_blobs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bool, str | None]] = []
+    monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
+    with store_behind_a_registry(b"content", seen) as host:
+        monkeypatch.setenv("DOCKER_CONFIG", str(login(tmp_path / "docker", host)))
+        with Registry(RegistryReference(host, "models/sample")).open_blob(digest_bytes(b"content")) as answer:
+            assert answer.read() == b"content"
+    assert [(at_store, known is not None) for at_store, known in seen] == [(False, False), (False, True), (True, False)]
 
 
 @pytest.mark.parametrize(

@@ -264,6 +264,7 @@ def test_the_commands_sign_verify_and_refuse_with_code_34(release: Path, keys: d
     done = runner.invoke(cli, ["sign", str(release), "--key", private])
     assert done.exit_code == 0, done.output
     assert open_release(release).digest in done.output
+    assert "3 signatures; whose they are: toolchain verify" in runner.invoke(cli, ["inspect", str(release)]).output
     verified = runner.invoke(cli, ["verify", str(release), "--key", public])
     assert verified.exit_code == 0, verified.output
     assert verified.output.startswith("one: signed with key ")
