@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -315,6 +316,15 @@ def test_the_commands_push_and_pull(host: str, tmp_path: Path, request: pytest.F
     pulled = runner.invoke(cli, ["pull", reference, str(tmp_path / "p")])
     assert pulled.exit_code == 0, pulled.output
     assert pulled.stdout.startswith(f"{tmp_path / 'p' / 'sample' / '1.0.0'} ({release.digest}, ")
+
+
+def test_a_registry_that_keeps_silent_is_given_up(
+    flaky: Network, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    flaky.before = lambda line: time.sleep(2)
+    with pytest.raises(ToolchainError, match="does not answer in time") as caught:
+        pull(place(flaky.host, request), tmp_path, timeout=0.2)
+    assert caught.value.code is ExitCode.REGISTRY
 
 
 def test_what_is_not_there_is_said(host: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
