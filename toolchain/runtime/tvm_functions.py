@@ -14,11 +14,10 @@ FUNCTIONS = ("relax.run.nonzero", "relax.run.shape_to_tensor")
 def register() -> None:
     """Registers those of :data:`FUNCTIONS` that TVM, which must be imported, does not have already."""
     import tvm
-    import tvm_ffi
 
     for name, function in zip(FUNCTIONS, (_nonzero, _shape_to_tensor), strict=True):
         if tvm.get_global_func(name, allow_missing=True) is None:
-            tvm_ffi.register_global_func(name, function)
+            tvm.register_global_func(name, function)
 
 
 def _nonzero(tensor: Any) -> Any:
