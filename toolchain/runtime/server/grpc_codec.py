@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
-from toolchain.runtime.server.api import Core, InferRequest, InferResponse
+from toolchain.runtime.server.api import Core, InferRequest, InferResponse, ServeError, Status
 from toolchain.runtime.server.datatypes import check_shape, dtype_of, from_raw, invalid, to_raw
+from toolchain.runtime.server.grpc_repeat import KnownAnswers, KnownRequests
 from toolchain.runtime.server.proto import stubs
 from toolchain.runtime.server.rest_answer import Encoder
 from toolchain.runtime.server.rest_codec import Wish, apply_parameters, place_of
@@ -38,6 +40,35 @@ class Codec:
     def __init__(self, core: Core, memory: SharedMemory) -> None:
         self._memory = memory
         self._encoder = Encoder(core, memory)
+        self._requests, self._answers = KnownRequests(), KnownAnswers()
+
+    def read(self, data: bytes) -> tuple[InferRequest, dict[str, Wish]]:
+        """As :meth:`decode`, of a message's bytes.
+
+        Raises:
+            ServeError: as :meth:`decode`, and INVALID for what is no message.
+        """
+        known = self._requests.request(data)
+        if known is not None:
+            return known
+        message = parsed(pb.ModelInferRequest.FromString, data)
+        request, wishes = self.decode(message)
+        self._requests.meet(data, message, request, wishes)
+        return request, wishes
+
+    def write(self, response: InferResponse, wishes: Mapping[str, Wish]) -> bytes:
+        """The bytes of what :meth:`encode` gives.
+
+        Raises:
+            ServeError: as :meth:`encode`.
+        """
+        known = self._answers.answer(response, wishes)
+        if known is not None and known[1] is not None:
+            return known[1]
+        message = self.encode(response, wishes)
+        if known is not None:
+            self._answers.keep(known[0], message)
+        return bytes(message.SerializeToString())
 
     def decode(self, message: Any) -> tuple[InferRequest, dict[str, Wish]]:
         """The request in a ``ModelInferRequest``, and how to return its outputs.
@@ -130,6 +161,18 @@ class Codec:
         output.parameters["shared_memory_region"].string_param = place.region
         output.parameters["shared_memory_offset"].int64_param = place.offset
         output.parameters["shared_memory_byte_size"].int64_param = len(raw)
+
+
+def parsed(parse: Callable[[bytes], Any], data: bytes) -> Any:
+    """The message in ``data``.
+
+    Raises:
+        ServeError: INVALID, there is none.
+    """
+    try:
+        return parse(data)
+    except DecodeError as error:
+        raise ServeError(Status.INVALID, f"the request is no message of this method: {error}") from None
 
 
 def parameters_of(parameters: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -9,11 +9,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf import json_format
-from google.protobuf.message import DecodeError
 
 from toolchain.runtime.server.api import Core, InferRequest, ServeError, Status
 from toolchain.runtime.server.frontend import check_admin
-from toolchain.runtime.server.grpc_codec import Codec, parameters_of
+from toolchain.runtime.server.grpc_codec import Codec, parameters_of, parsed
 from toolchain.runtime.server.grpc_connection import Method
 from toolchain.runtime.server.log_settings import TRACE_SETTINGS, LogSettings
 from toolchain.runtime.server.proto import stubs
@@ -86,14 +85,14 @@ class InferenceService:
 
     def model_infer(self, data: bytes) -> bytes | Awaitable[bytes]:
         """The answer to a request, or what gives it if it has to be waited for."""
-        inference, wishes = self._codec.decode(_parsed(pb.ModelInferRequest.FromString, data))
+        inference, wishes = self._codec.read(data)
         response = self._core.infer_now(inference)
         if response is None:
             return self._later(inference, wishes)
-        return bytes(self._codec.encode(response, wishes).SerializeToString())
+        return self._codec.write(response, wishes)
 
     async def _later(self, inference: InferRequest, wishes: Mapping[str, Wish]) -> bytes:
-        return bytes(self._codec.encode(await self._core.infer(inference), wishes).SerializeToString())
+        return self._codec.write(await self._core.infer(inference), wishes)
 
     async def model_stream_infer(self, requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Answers in the order of the requests, up to 64 of which are worked on at the same time."""
@@ -127,7 +126,7 @@ class InferenceService:
         """The answer to one request of a stream; an error doesn't end the stream."""
         request = pb.ModelInferRequest()
         try:
-            request = _parsed(pb.ModelInferRequest.FromString, data)
+            request = parsed(pb.ModelInferRequest.FromString, data)
             inference, wishes = self._codec.decode(request)
             message = self._codec.encode(await self._core.infer(inference), wishes)
         except ServeError as error:
@@ -219,21 +218,9 @@ def _answer(behaviour: Callable[[Any], Any], parse: Callable[[bytes], Any]) -> C
     """From messages as objects to messages as bytes."""
 
     def now(data: bytes) -> bytes:
-        return bytes(behaviour(_parsed(parse, data)).SerializeToString())
+        return bytes(behaviour(parsed(parse, data)).SerializeToString())
 
     async def later(data: bytes) -> bytes:
-        return bytes((await behaviour(_parsed(parse, data))).SerializeToString())
+        return bytes((await behaviour(parsed(parse, data))).SerializeToString())
 
     return later if asyncio.iscoroutinefunction(behaviour) else now
-
-
-def _parsed(parse: Callable[[bytes], Any], data: bytes) -> Any:
-    """The message in ``data``.
-
-    Raises:
-        ServeError: INVALID, there is none.
-    """
-    try:
-        return parse(data)
-    except DecodeError as error:
-        raise ServeError(Status.INVALID, f"the request is no message of this method: {error}") from None

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 #: The longest description that is kept, and how many are.
 LONGEST = 4096
-_KEPT = 512
+KEPT = 512
 #: Their values have to be looked at, or taken apart.
-_LOOKED_AT = frozenset({"BOOL", "BYTES"})
+LOOKED_AT = frozenset({"BOOL", "BYTES"})
 #: Numbers of the dtypes that are told by themselves: BF16 has UINT16's, and text is objects.
-_TOLD = frozenset(dtype.num for name, dtype in DTYPES.items() if name not in ("UINT16", "BF16", "BYTES"))
+TOLD = frozenset(dtype.num for name, dtype in DTYPES.items() if name not in ("UINT16", "BF16", "BYTES"))
 
 
 class _Tensor(NamedTuple):
@@ -85,11 +85,11 @@ class Descriptions:
             parameters = entry.get("parameters") or {}
             array = request.inputs[entry["name"]]
             binary = "binary_data_size" in parameters and parameters.get("shared_memory_region") is None
-            if not binary or entry["datatype"] in _LOOKED_AT or not array.size:
+            if not binary or entry["datatype"] in LOOKED_AT or not array.size:
                 return
             tensors.append(_Tensor(entry["name"], array.dtype, array.shape, at))
             at += array.nbytes
-        if len(self._known) >= _KEPT:
+        if len(self._known) >= KEPT:
             self._known.clear()
         like = InferRequest(
             "",
@@ -126,7 +126,7 @@ class Frames:
             return None
         ((name, array),) = outputs.items()
         kind = array.dtype.num
-        if kind not in _TOLD:
+        if kind not in TOLD:
             return None
         text = orjson.dumps(array.ravel(), option=orjson.OPT_SERIALIZE_NUMPY)
         if b"null" in text:
@@ -136,7 +136,7 @@ class Frames:
         if start is None:
             entry = {"name": name, "datatype": NAMES[array.dtype], "shape": array.shape, "data": []}
             document = {"model_name": response.model, "model_version": response.version, "outputs": [entry]}
-            if len(self._starts) >= _KEPT:
+            if len(self._starts) >= KEPT:
                 self._starts.clear()
             start = self._starts[key] = orjson.dumps(document)[: -len("[]}]}")]
         return [b"%b%b}]}" % (start, text)], None
@@ -151,7 +151,7 @@ class Frames:
         for name, array in response.outputs.items():
             wish = wishes.get(name, default) if wishes else default
             kind = array.dtype.num
-            if not wish.binary or wish.classes or wish.place is not None or kind not in _TOLD:
+            if not wish.binary or wish.classes or wish.place is not None or kind not in TOLD:
                 return None
             key += (name, kind, array.shape)
             parts.append(to_raw(array))
@@ -159,7 +159,7 @@ class Frames:
         head = self._known.get(known)
         if head is None:
             head = self._make(response)
-            if len(self._known) >= _KEPT:
+            if len(self._known) >= KEPT:
                 self._known.clear()
             self._known[known] = head
         parts[0] = head
