@@ -42,8 +42,8 @@ _ZIG = {
 ARCHS = (*_ZIG, WASM)
 _FLAGS = (
     "-std=c11", "-D_GNU_SOURCE", "-Os", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections",
-    "-fno-asynchronous-unwind-tables", "-fno-math-errno", "-fno-ident", "-ffile-prefix-map=.=edge", "-w",
-    "-Iinclude", "-Isrc",
+    "-fno-asynchronous-unwind-tables", "-fno-unwind-tables", "-fno-math-errno", "-fno-ident",
+    "-ffile-prefix-map=.=edge", "-w", "-Iinclude", "-Isrc",
 )  # fmt: skip
 _LINK_FLAGS = ("-s", "-Wl,--gc-sections", "-Wl,--build-id=none")
 _LIBRARIES = ("-Wl,--as-needed", "-lm", "-ldl", "-pthread")
