@@ -269,6 +269,12 @@ def test_the_commands_sign_verify_and_refuse_with_code_34(release: Path, keys: d
     assert verified.exit_code == 0, verified.output
     assert verified.output.startswith("one: signed with key ")
     assert runner.invoke(cli, ["run", str(release), str(image), "--trust-key", public]).exit_code == 0
+    _, _, last = read_index(release)[1]
+    blob = release / blob_path(last.digest)
+    blob.write_bytes(blob.read_bytes()[:-1] + b"]")
+    damaged = runner.invoke(cli, ["verify", str(release)])
+    assert isinstance(damaged.exception, ToolchainError)
+    assert damaged.exception.code is ExitCode.DAMAGED_BUNDLE
 
 
 def test_the_payload_is_what_cosign_writes() -> None:

@@ -174,6 +174,14 @@ class Release:
         """
         for bundle in self.bundles:
             bundle.verify()
+        self.verify_signatures()
+
+    def verify_signatures(self) -> None:
+        """Hash every blob of signatures.
+
+        Raises:
+            ToolchainError: DAMAGED_BUNDLE.
+        """
         for digest, descriptor in self.signatures.items():
             read_set(self.path, digest, descriptor)
 

@@ -60,10 +60,12 @@ def _verify(subject: str, targets: tuple[str, ...], key: Path | None, found: dic
     path, target = split_reference(subject)
     # Each name is resolved: one that the release does not have must not pass as verified.
     named = dict.fromkeys((*([target] if target else []), *targets))
-    bundles = tuple(resolve(f"{path}@{name}") for name in named) or open_release(path).bundles
+    release = open_release(path)
+    bundles = tuple(resolve(f"{path}@{name}") for name in named) or release.bundles
     if target and set(named) != {target}:
         what = f"{subject} names one target, --target {', '.join(targets)} another"
         raise ToolchainError(what, where="--target", code=ExitCode.USAGE)
+    release.verify_signatures()
     signers = _signers(bundles, key)
     rows: list[dict[str, Any]] = []
     found["bundles"] = rows
