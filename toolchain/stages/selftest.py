@@ -9,7 +9,12 @@ from toolchain.stage import StageContext, StageDef, StageResult
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Options of the selftest stage: ``rows`` is how many samples of the first batch are kept."""
+    """Options of the selftest stage.
+
+    Attributes:
+        rows: how many samples of the first batch are kept; all of them where an output has no axis for samples, such as
+            one whose size depends on values: what it would be for fewer is not known.
+    """
 
     rows: int = 2
 
@@ -25,6 +30,7 @@ def run(ctx: StageContext) -> StageResult:
     rows = {name for name, dim in contract["dims"].items() if dim["batch"]}
     batch = next(iter(read_batches(ctx.inputs["evaluation"])))
     outputs = next(iter(read_outputs(ctx.inputs["reference"])))
+    cut = all(spec["shape"] and spec["shape"][0] in rows for spec in contract["outputs"])
     arrays = {}
     for prefix, specs, values in (
         ("input", contract["inputs"], batch.inputs),
@@ -32,16 +38,16 @@ def run(ctx: StageContext) -> StageResult:
     ):
         for spec in specs:
             array = values[spec["name"]]
-            if spec["shape"] and spec["shape"][0] in rows:
+            if cut and spec["shape"] and spec["shape"][0] in rows:
                 array = array[: options.rows]
             arrays[f"{prefix}:{spec['name']}"] = array
     write_npz(ctx.output("selftest") / "selftest.npz", arrays)
-    return StageResult({"rows": options.rows})
+    return StageResult({"rows": options.rows if cut else None})
 
 
 STAGE = StageDef(
     name="selftest",
-    version=1,
+    version=2,
     run="toolchain.stages.selftest:run",
     options=Options,
     tools=(),
