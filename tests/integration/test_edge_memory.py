@@ -16,12 +16,22 @@ from helpers.bundle_samples import bundle_spec
 from helpers.edge_samples import Runtime, aot_engine, compile_model, value_of
 from onnx import TensorProto, helper
 from test_aot_engine import build, model_of, reference
+from tvm_support import X86_V3, cortex
 
 from toolchain.native_engine import NativeEngine
 from toolchain.runtime.edge.build import RunnerFiles
 from toolchain.tvm.elf import read_elf
+from toolchain.tvm.forms import Interface, build_library
+from toolchain.tvm.importer import import_model
+from toolchain.tvm.link import Linker
+from toolchain.tvm.machine import Machine
+from toolchain.tvm.pipeline import Notes
 
 SHAPE = (1, 16, 32, 32)
+RISCV = {
+    "kind": "llvm", "mtriple": "riscv64-linux-gnu", "mcpu": "generic-rv64",
+    "mattr": ["+m", "+a", "+f", "+d", "+c"], "mabi": "lp64d",
+}  # fmt: skip
 CONTRACT = {
     "schema": 1,
     "inputs": [{"name": "image", "dtype": "float32", "shape": list(SHAPE), "pad": None}],
@@ -138,6 +148,24 @@ def test_libm_is_loaded_by_engines_that_call_it_alone(tmp_path: Path, operator: 
     assert ("libm.so.6" in info.needed) == loads, info
     x = np.linspace(-1, 1, 32, dtype=np.float32).reshape(4, 8)
     np.testing.assert_allclose(NativeEngine(tmp_path / "m.so", 1).run([x])[0], reference(model, x)[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arch", "target", "linker"),
+    [
+        ("x86_64", X86_V3, "zig"),
+        ("aarch64", cortex("cortex-a53", "+neon"), "zig"),
+        ("riscv64", {**RISCV, "num-cores": 4}, "zig-cc"),
+    ],
+    ids=["x86_64", "aarch64", "riscv64"],
+)
+def test_what_the_shipped_linkers_make_loads_no_libm_either(
+    tmp_path: Path, arch: str, target: dict[str, Any], linker: str
+) -> None:
+    interface, machine = Interface(["image"], ["y"], {}), Machine(target, "cpu", arch, 128, 16)
+    link = Linker(linker, arch, "2.31")
+    build_library(import_model(convolutions()), machine, Notes(), link, tmp_path / "m.so", interface, "aot")
+    assert "libm.so.6" not in read_elf(tmp_path / "m.so").needed
 
 
 def test_the_runtime_needs_no_libm(built: RunnerFiles) -> None:

@@ -34,10 +34,10 @@ _ALIGN_POWER = 6
 
 _OF_LIBC = frozenset(
     (
-        "__errno_location", "__memcpy_chk", "__sched_cpucount", "__stack_chk_fail", "__tls_get_addr", "calloc", "free",
-        "malloc", "memcmp", "memcpy", "memmove", "memset", "pthread_create", "pthread_join", "pthread_mutex_destroy",
-        "pthread_mutex_init", "pthread_mutex_lock", "pthread_mutex_unlock", "sched_getaffinity", "sched_yield",
-        "sem_destroy", "sem_init", "sem_post", "sem_wait", "sysconf",
+        "__errno_location", "__memcpy_chk", "__sched_cpucount", "__stack_chk_fail", "__tls_get_addr", "bcmp", "calloc",
+        "free", "malloc", "memcmp", "memcpy", "memmove", "memset", "pthread_create", "pthread_join",
+        "pthread_mutex_destroy", "pthread_mutex_init", "pthread_mutex_lock", "pthread_mutex_unlock",
+        "sched_getaffinity", "sched_yield", "sem_destroy", "sem_init", "sem_post", "sem_wait", "sysconf",
     )
 )  # fmt: skip
 """What engines take of the C library itself; with any other function libm is loaded too."""
