@@ -31,12 +31,10 @@ class Others:
     Attributes:
         kept: target -> its measurement, empty without one: its bundle is up to date and stays.
         stale: target of the recipe -> why its bundle is not up to date.
-        gone: targets that the recipe no longer has.
     """
 
     kept: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     stale: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    gone: tuple[str, ...] = ()
 
     def refuse_loss(self, release: Release) -> None:
         """Raises:
@@ -74,9 +72,8 @@ def find_others(
     if release is None or not named:
         return Others()
     others = [p for p in profiles if p.name not in named and release.bundle(p.name) is not None]
-    gone = tuple(b.target for b in release.bundles if b.target not in {p.name for p in profiles})
     if not others:
-        return Others(gone=gone)
+        return Others()
     plan = make_plan(recipe, others, host, measured=False)
     found = forecast(plan.nodes, runner)
     kept: dict[str, Mapping[str, Any]] = {}
@@ -91,7 +88,7 @@ def find_others(
             stale[name] = reasons
         else:
             kept[name] = measurement
-    return Others(kept, stale, gone)
+    return Others(kept, stale)
 
 
 def _stale(found: Sequence[Forecast]) -> tuple[str, ...]:
