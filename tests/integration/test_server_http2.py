@@ -285,6 +285,12 @@ def test_a_deadline_ends_the_call_and_what_runs_for_it(server: Running, peer: Pe
     _until(lambda: server.core.started == server.core.cancelled)
 
 
+@pytest.mark.parametrize("timeout", ["99999999H", "99999999m", "20S", "1M"])
+def test_a_deadline_that_is_far_away_changes_nothing(peer: Peer, timeout: str) -> None:
+    peer.send(peer.head({"grpc-timeout": timeout}), peer.data(message(ONE)))
+    assert doubled(peer.answer(), ONE)
+
+
 def test_a_message_that_does_not_come_is_given_up() -> None:
     slow = FrontendSettings(body_timeout=0.3, head_timeout=0.3)
     with serving(slow, grpc=True) as running:
