@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from toolchain.runtime.server.api import InferRequest, InferResponse
 from toolchain.runtime.server.datatypes import to_raw
@@ -82,28 +83,8 @@ class KnownRequests:
         usual = len(raw) == len(message.inputs) and len(before) <= LONGEST and not any(w.place for w in wishes.values())
         if not usual or not self._repeats.again(before):
             return
-        tensors, at = [], len(before)
-        for entry, content in zip(message.inputs, raw, strict=True):
-            prefix = _prefix(_RAW_INPUT, len(content))
-            at += len(prefix)
-            if (
-                entry.datatype in LOOKED_AT
-                or not content
-                or data[at - len(prefix) : at + len(content)] != prefix + content
-            ):
-                return
-            array = request.inputs[entry.name]
-            tensors.append(_Tensor(entry.name, array.dtype, array.shape, prefix, at))
-            at += len(content)
-        rest = type(message)()
-        try:
-            rest.ParseFromString(before)
-        except Exception:
-            return  # what is in front is no message: the contents aren't the last fields
-        if rest.raw_input_contents:
-            return
-        rest.raw_input_contents.extend(raw)
-        if rest != message:
+        tensors = _tensors(data, len(before), message, request)
+        if tensors is None or not _is_rest(before, message):
             return
         if len(self._known) >= KEPT // _ALIKE:
             self._known.clear()
@@ -119,8 +100,35 @@ class KnownRequests:
             request.parameters,
         )
         alike = self._known.setdefault(len(data), [])
-        alike.insert(0, _Known(before, tuple(tensors), like, wishes))
+        alike.insert(0, _Known(before, tensors, like, wishes))
         del alike[_ALIKE:]
+
+
+def _tensors(data: bytes, at: int, message: Any, request: InferRequest) -> tuple[_Tensor, ...] | None:
+    """Where the inputs lie in a message whose raw contents begin at ``at``; None where they don't, or aren't usual."""
+    tensors = []
+    for entry, content in zip(message.inputs, message.raw_input_contents, strict=True):
+        prefix = _prefix(_RAW_INPUT, len(content))
+        if entry.datatype in LOOKED_AT or not content or not data.startswith(prefix + content, at):
+            return None
+        at += len(prefix)
+        array = request.inputs[entry.name]
+        tensors.append(_Tensor(entry.name, array.dtype, array.shape, prefix, at))
+        at += len(content)
+    return tuple(tensors)
+
+
+def _is_rest(before: bytes, message: Any) -> bool:
+    """Whether ``before`` is all of a message but its raw contents, so that these are its last fields."""
+    rest = type(message)()
+    try:
+        rest.ParseFromString(before)
+    except DecodeError:
+        return False
+    if rest.raw_input_contents:
+        return False
+    rest.raw_input_contents.extend(message.raw_input_contents)
+    return bool(rest == message)
 
 
 class KnownAnswers:
