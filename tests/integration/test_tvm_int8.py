@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -214,6 +215,31 @@ def test_without_dot_products_neon_adds_two_products_in_16_bits_unless_both_weig
         assert multiply in text
         assert add in text
         assert text.count(both) == (text.count(multiply) if lowest == -127 else 0)
+
+
+def test_sums_of_neon_products_stay_in_registers() -> None:
+    """A tile of 7x2 vectors: nothing goes to the stack in the loop that multiplies."""
+    q = Qdq([1, 64, 7, 7], "int8")
+    weights, _ = q.weights(32, 64, 1, 1)
+    y = q.add("Conv", q.quantized("x", 0.04), weights)
+    loops = innermost_loops(asm_of(q.model(q.add("QuantizeLinear", y, *q.parameters(0.09, 3))), A53))
+    (multiplying,) = (loop for loop in loops if "sadalp" in loop)
+    assert multiplying.count("sadalp") % 14 == 0
+    assert "[sp" not in multiplying
+
+
+def innermost_loops(text: str) -> list[str]:
+    """Code from each label to the first jump back to it, where no other label is between them."""
+    code = re.sub(r"^\.Ltmp\d+:\n", "", text, flags=re.M)
+    parts = re.findall(r"^(\.L\w+):(.*?)\n(?=\.L)", code, re.M | re.S)
+    return [body.partition(label)[0] for label, body in parts if label in body]
+
+
+def test_bounds_keep_nan_on_64_bit_arm_by_one_instruction() -> None:
+    q = Qdq([1, 16, 9, 9], "int8")
+    text = asm_of(q.model(q.add("Relu", "x"), "float32"), A53)
+    assert "\tfmax\t" in text
+    assert not {"fmaxnm", "fcmgt"} & set(text.split())
 
 
 def test_matrices_are_multiplied_by_i8mm_only_where_the_profile_has_it() -> None:

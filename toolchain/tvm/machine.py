@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from toolchain.errors import ExitCode, ToolchainError
@@ -12,6 +12,9 @@ from toolchain.tvm.library import load_tvm, one_line
 from toolchain.tvm.loops.conv import Conv2d
 from toolchain.tvm.nests import Choice, Nest
 from toolchain.tvm.tiles import Room
+
+_IN_ORDER = frozenset({"cortex-a34", "cortex-a35", "cortex-a53"})
+"""LLVM's names of 64-bit Arm cores that it schedules for as in-order, without dot products."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,16 @@ class Machine:
     def lookup_cost(self) -> int:
         """Instructions that it takes to read one for a vector of int32 lanes: a few, or three for each lane."""
         return {"vbmi": 12, "words": 16}.get(self.lookup(), 3 * self.lanes("int32"))
+
+    def code_target(self) -> Any:
+        """The target that machine code is generated for, with options of LLVM's.
+
+        For a core that runs in order LLVM 22 starts many products before it adds the first.  Where it looks at
+        registers meanwhile, it moves sums of the multiplying loop onto the stack; by latency alone it does not.
+        """
+        if self.target.get("mcpu") not in _IN_ORDER or self.dot() != "neon":
+            return self.tvm_target()
+        return replace(self, target={**self.target, "cl-opt": ["-misched-regpressure=0"]}).tvm_target()
 
     def tvm_target(self) -> Any:
         """The ``tvm.target.Target``.

@@ -2,7 +2,8 @@
 
 LLVM code of ``max(a, b)`` is ``a > b ? a : b``, and so are the vector instructions of x86: with a NaN in either, the
 result is ``b``.  ``max(x, 0)``, a ReLU, would make a NaN a plausible 0, where PyTorch and ONNX Runtime give NaN; with
-the constant first it costs the same and NaN stays NaN.
+the constant first it costs the same and NaN stays NaN.  On 64-bit Arm a comparison and a choice are two instructions,
+often with a copy; ``fmax`` and ``fmin`` are one and keep NaN by definition (``llvm.maximum``, ``llvm.minimum``).
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ from typing import Any
 from toolchain.tvm.library import load_tvm
 
 
-def nan_order() -> Any:
-    """A pass over lowered loop nests, the last before code generation: no simplifier may order operands after it."""
+def nan_order(arch: str) -> Any:
+    """A pass over lowered loop nests, the last before code generation: no simplifier may order operands after it.
+
+    Args:
+        arch: of the target, as in :class:`toolchain.tvm.machine.Machine`.
+    """
     tvm = load_tvm()
     import tvm_ffi
     from tvm import tirx
@@ -22,9 +27,14 @@ def nan_order() -> Any:
         return isinstance(value.value if isinstance(value, tirx.Broadcast) else value, tirx.FloatImm)
 
     def ordered(value: Any) -> Any:
-        if not is_constant(value.b) or is_constant(value.a):
+        first, second = (value.a, value.b) if is_constant(value.a) else (value.b, value.a)
+        if not is_constant(first) or is_constant(second):
             return value
-        return type(value)(value.b, value.a)
+        dtype = str(value.ty.dtype)
+        if arch == "aarch64" and dtype.startswith("float32"):
+            name = "llvm.maximum" if isinstance(value, tirx.Max) else "llvm.minimum"
+            return tirx.call_llvm_pure_intrin(dtype, name, first, second)
+        return type(value)(first, second)
 
     @tirx.transform.prim_func_pass(opt_level=0, name="toolchain.nan_order")  # type: ignore[untyped-decorator]
     def apply(function: Any, _module: Any, _context: Any) -> Any:

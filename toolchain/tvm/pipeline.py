@@ -285,7 +285,7 @@ def compile_prepared(prepared: Prepared, machine: Machine, notes: Notes, dump: P
     lowered = _run_phases(prepared, own, machine, notes, dump)
     lowering = _tir_pipeline(machine, dump, lowered.number + 1)
     try:
-        return tvm.relax.build(lowered.module, machine.tvm_target(), relax_pipeline=None, tir_pipeline=lowering)
+        return tvm.relax.build(lowered.module, machine.code_target(), relax_pipeline=None, tir_pipeline=lowering)
     except Exception as error:
         raise Refusal(f"TVM's code generation failed: {one_line(error)}") from error
 
@@ -323,7 +323,7 @@ def _tir_pipeline(machine: Machine, dump: Path | None, number: int) -> str:
         return module
 
     targeted = [dot_products(machine.dot()), vector_lookups(machine.lookup())]
-    own = [passes, stack_locals(), *targeted, nan_order(), dump_lowered]
+    own = [passes, stack_locals(), *targeted, nan_order(machine.arch), dump_lowered]
     register_tir_pipeline("toolchain", lambda: (Sequential(own), host, device))
     return "toolchain"
 

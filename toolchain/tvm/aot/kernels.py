@@ -39,7 +39,7 @@ def kernels_object(module: Any, machine: Machine) -> tuple[bytes, Any]:
         Refusal: code generation failed.
     """
     tvm = load_tvm()
-    target = machine.tvm_target()
+    target = machine.code_target()
     kernels = tvm.IRModule({v: f for v, f in module.functions_items() if isinstance(f, tvm.tirx.PrimFunc)})
     try:
         kernels = tvm.tirx.transform.BindTarget(tvm.target.Target(target).with_host(target))(kernels)
@@ -48,7 +48,7 @@ def kernels_object(module: Any, machine: Machine) -> tuple[bytes, Any]:
             kernels = passes(kernels)
         kernels = stack_locals()(_plain_functions(kernels))
         kernels = vector_lookups(machine.lookup())(dot_products(machine.dot())(kernels))
-        kernels = nan_order()(finalize()(kernels))
+        kernels = nan_order(machine.arch)(finalize()(kernels))
         # Without the attribute calls of the run-time go through pointers that a loader of TVM's would fill in.
         kernels = kernels.with_attr("system_lib_prefix", PREFIX)
         return _object_bytes(tvm.get_global_func("target.build.llvm")(kernels, target)), kernels
