@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 import pytest
 from qdq_support import Qdq, as_defined
-from test_tvm_int8 import FEATURES, MACHINES, X86, asm_of, compiled
+from test_tvm_int8 import FEATURES, MACHINES, X86, asm_of
+from tvm_support import compiled
 
 from toolchain.tvm.machine import Machine
 

@@ -10,7 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from qdq_support import Qdq, as_defined
-from test_tvm_int8 import FEATURES, MACHINES, RUNNABLE, compiled
+from test_tvm_int8 import FEATURES, MACHINES, RUNNABLE
+from tvm_support import compiled
 
 pytestmark = pytest.mark.skipif("avx2" not in FEATURES, reason="these tests run AVX2 code on this machine")
 LAYERS = [(0.08, 120), (0.21, 90), (0.5, 77), (1.1, 130)]
