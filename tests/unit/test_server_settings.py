@@ -85,7 +85,7 @@ def test_wrong_flags_are_named(tmp_path: Path) -> None:
 def test_a_newer_schema_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match="schema 2"):
         load_settings(written(tmp_path, "schema = 2\nnew_key = 1\n"))
-    with pytest.raises(ToolchainError, match="no such settings file$"):
+    with pytest.raises(ToolchainError, match=r"no such settings file$"):
         load_settings(tmp_path / "none.toml")
 
 
