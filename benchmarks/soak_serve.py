@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gzip
 import json
 import os
@@ -114,9 +115,9 @@ class Soak:
         ports = re.findall(r":(\d+)", line)
         assert len(ports) == 2, line + (self.folder / "log").read_text()
         self.http, self.grpc = map(int, ports)
-        clients = [self.json_client, self.binary_client, self.grpc_client, self.leaver, self.vandal]
+        clients = [self.json_client, self.binary_client, self.grpc_client, self.leaver, self.vandal, self.reload]
         tasks = [asyncio.create_task(self.forever(client)) for client in clients]
-        tasks += [asyncio.create_task(task()) for task in (self.switch, self.kill, self.reload, self.sample)]
+        tasks += [asyncio.create_task(task()) for task in (self.switch, self.kill, self.sample)]
         await asyncio.sleep(self.seconds)
         self.stopped = True
         await asyncio.gather(*tasks)
@@ -309,22 +310,23 @@ class Soak:
             await self.pause(KILL_SECONDS)
             workers = descendants(self.process.pid)
             if workers and not self.stopped:
-                os.kill(random.choice(workers), signal.SIGKILL)
-                self.found.counts["workers killed"] += 1
+                # It may have ended by itself, as its version went.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(random.choice(workers), signal.SIGKILL)
+                    self.found.counts["workers killed"] += 1
 
     async def reload(self) -> None:
         """Load a model with another configuration; it cannot be where a version goes at that moment."""
-        while not self.stopped:
-            await self.pause(RELOAD_SECONDS)
-            model, config = random.choice(MODELS), {"max_batch_size": random.randint(_ROWS, 64)}
-            body = json.dumps({"parameters": {"config": json.dumps(config)}} if random.random() < 0.7 else {}).encode()
-            reader, writer = await asyncio.open_connection(self.host, self.http)
-            try:
-                status, _, answer = await asked(reader, writer, f"/v2/repository/models/{model}/load", body)
-                self.found.expect(status in (200, 503), f"load: {model} {config} {status} {answer[:200]!r}")
-                self.found.counts["loads with a configuration"] += status == 200
-            finally:
-                writer.close()
+        await self.pause(RELOAD_SECONDS)
+        model, config = random.choice(MODELS), {"max_batch_size": random.randint(_ROWS, 64)}
+        body = json.dumps({"parameters": {"config": json.dumps(config)}} if random.random() < 0.7 else {}).encode()
+        reader, writer = await asyncio.open_connection(self.host, self.http)
+        try:
+            status, _, answer = await asked(reader, writer, f"/v2/repository/models/{model}/load", body)
+            self.found.expect(status in (200, 503), f"load: {model} {config} {status} {answer[:200]!r}")
+            self.found.counts["loads with a configuration"] += status == 200
+        finally:
+            writer.close()
 
     async def sample(self) -> None:
         """Memory and open files of all processes, often enough for a median of each quarter."""
