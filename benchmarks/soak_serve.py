@@ -118,10 +118,14 @@ class Soak:
         clients = [self.json_client, self.binary_client, self.grpc_client, self.leaver, self.vandal, self.reload]
         tasks = [asyncio.create_task(self.forever(client)) for client in clients]
         tasks += [asyncio.create_task(task()) for task in (self.switch, self.kill, self.sample)]
-        await asyncio.sleep(self.seconds)
-        self.stopped = True
-        await asyncio.gather(*tasks)
-        await self.end()
+        try:
+            await asyncio.sleep(self.seconds)
+            self.stopped = True
+            await asyncio.gather(*tasks)
+            await self.end()
+        finally:
+            if self.process.returncode is None:
+                self.process.kill()
         return self.found
 
     async def end(self) -> None:
