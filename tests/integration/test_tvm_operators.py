@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
-from tvm_support import compiled
+from tvm_support import Graph, compiled
 
 from toolchain.tvm.importer import import_model
 from toolchain.tvm.library import Refusal
@@ -229,6 +229,54 @@ def test_a_dynamic_number_of_steps_is_refused_without_blaming_the_model(operator
     with pytest.raises(Refusal) as caught:
         import_model(onnx.shape_inference.infer_shapes(model))
     told = str(caught.value)
-    assert told.startswith(f"operator {operator} (node 'n'): the number of steps or the batch is dynamic")
+    assert told.startswith(f"operator {operator} (node 'n'): the number of steps is dynamic")
     assert "this import into TVM does not support" in told
     assert "ONNX Runtime's engine takes any length" in told
+
+
+def in_both(model: onnx.ModelProto, feeds: Sequence[np.ndarray]) -> None:
+    """The same values from TVM and ONNX Runtime for each value of ``x``."""
+    library, _ = compiled(onnx.shape_inference.infer_shapes(model), MACHINE)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for x in feeds:
+        agree(([np.asarray(y) for y in library.run([x])], session.run(None, {"x": x})))
+
+
+def test_sizes_that_are_computed_of_others_give_shapes_ranges_and_broadcasts() -> None:
+    g = Graph()
+    batch, length = g.add("Shape", "x", end=1), g.add("Shape", "x", start=1, end=2)
+    number = g.add("Squeeze", length)
+    half = g.add("Reshape", g.add("Div", number, g.constant(np.array(2))), g.constant(np.array([-1])))
+    four = g.constant(np.array([4]))
+    x = g.add("Reshape", "x", g.add("Concat", batch, half, g.constant(np.array([2])), four, axis=0))
+    wide = g.add("Concat", batch, half, g.constant(np.array([2])), four, axis=0)
+    x = g.add("Expand", g.add("ReduceSum", x, g.constant(np.array([2]))), wide)
+    places = g.add("Range", g.constant(np.array(0)), number, g.constant(np.array(1)))
+    places = g.add("Unsqueeze", g.add("Cast", places, to=onnx.TensorProto.FLOAT), g.constant(np.array([1])))
+    x = g.add("Add", g.add("Reshape", x, g.add("Concat", batch, length, four, axis=0)), places)
+    graph = helper.make_graph(
+        [*g.nodes, helper.make_node("Identity", [x], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", "k", 4])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        g.weights,
+    )
+    in_both(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10),
+        [normal(n, n, k, 4) for n, k in ((1, 6), (3, 2), (2, 10))],
+    )
+
+
+@pytest.mark.parametrize("operator", ["LSTM", "GRU"])
+def test_recurrent_networks_take_any_batch(operator: str) -> None:
+    gates = {"LSTM": 4, "GRU": 3}[operator]
+    weights = {"w": normal(1, 1, gates * 3, 2), "r": normal(2, 1, gates * 3, 3), "b": normal(3, 1, gates * 6)}
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["x", *weights], ["y"], name="n", hidden_size=3)],
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [5, "n", 2])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(a, n) for n, a in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    in_both(model, [normal(n, 5, n, 2) for n in (1, 4, 7)])

@@ -89,20 +89,23 @@ def _recurrent(node: OpNode, kind: _Kind) -> Any:
     return relax.Tuple([y, *lasts])
 
 
-def _sizes(node: OpNode, layout: int) -> tuple[int, int]:
-    """Steps and batch.
+def _sizes(node: OpNode, layout: int) -> tuple[int, Any]:
+    """Steps, and the batch, which may be an expression.
 
     Raises:
-        Unsupported: one of them is dynamic; the model is not to blame.
+        Unsupported: the number of steps is dynamic; the model is not to blame.
     """
-    try:
-        shape = node.shape(0)
-    except Unsupported as error:
+    shape: Any = getattr(node.input(0).ty, "shape", None)
+    if not hasattr(shape, "values"):
+        raise Unsupported("the shape of its input is only known at run time")
+    first, second = [int(size) if hasattr(size, "value") else size for size in shape.values][:2]
+    steps, batch = (second, first) if layout else (first, second)
+    if not isinstance(steps, int):
         raise Unsupported(
-            "the number of steps or the batch is dynamic, which this import into TVM does not support: it unrolls a "
-            "fixed number of steps (buckets of the dimension give it one). ONNX Runtime's engine takes any length"
-        ) from error
-    return (shape[1], shape[0]) if layout else (shape[0], shape[1])
+            "the number of steps is dynamic, which this import into TVM does not support: it unrolls a fixed number "
+            "of steps (buckets of the dimension give it one). ONNX Runtime's engine takes any length"
+        )
+    return steps, batch
 
 
 def _direction(node: OpNode, kind: _Kind, x: Any, steps: int, number: int) -> _Direction:
@@ -154,12 +157,12 @@ def _is_constant(node: OpNode, index: int) -> bool:
     return isinstance(node.input(index), ir.GenericConst)
 
 
-def _initial(node: OpNode, state: int, number: int, batch: int, hidden: int) -> Any:
+def _initial(node: OpNode, state: int, number: int, batch: Any, hidden: int) -> Any:
     """The first h (input 5) or c (input 6): (batch, hidden), zeros if left out."""
     from tvm import relax
 
     if not node.has(5 + state):
-        return node.emit(relax.op.zeros((batch, hidden), node.dtype(0)))
+        return node.emit(relax.op.zeros(relax.ShapeExpr([batch, hidden]), node.dtype(0)))
     value, axis = node.input(5 + state), 1 if node.integer("layout", 0) else 0
     row = node.emit(relax.op.strided_slice(value, [axis], [number], [number + 1]))
     return node.emit(relax.op.squeeze(row, [axis]))

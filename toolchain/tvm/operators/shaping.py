@@ -42,21 +42,40 @@ def _is_empty(value: Any) -> bool:
 
 def _expand(node: OpNode) -> Any:
     """Broadcast both ways: a size of 1 in the given shape keeps the input's size."""
-    import numpy as np
     from tvm import relax
 
     from toolchain.tvm.operators.node import constant_value
 
-    target = constant_value(node.input(1))
-    if target is None and not isinstance(node.input(1), relax.ShapeExpr):
+    known, given = constant_value(node.input(1)), node.input(1)
+    if known is None and not isinstance(given, relax.ShapeExpr):
         raise Unsupported("the shape must be constant")
-    try:
-        shape = node.shape(0)
-    except Unsupported:
-        return node.default()
-    if target is None:
-        return node.default()
-    return relax.op.broadcast_to(node.input(0), np.broadcast_shapes(shape, tuple(int(v) for v in target)))
+    shape = getattr(node.input(0).ty, "shape", None)
+    if shape is None or not hasattr(shape, "values"):
+        raise Unsupported("the shape of its input is only known at run time")
+    target = list(given.values) if known is None else known.tolist()
+    sizes = [int(size) if hasattr(size, "value") else size for size in shape.values]
+    wanted = [int(size) if hasattr(size, "value") or isinstance(size, int) else size for size in target]
+    rank = max(len(sizes), len(wanted))
+    padded = ([1] * (rank - len(each)) + each for each in (sizes, wanted))
+    both = [_broadcast(*pair) for pair in zip(*padded, strict=True)]
+    return relax.op.broadcast_to(node.input(0), relax.ShapeExpr(both))
+
+
+def _broadcast(size: Any, wanted: Any) -> Any:
+    """The size that both become.
+
+    Raises:
+        Unsupported: that depends on sizes at run time.
+    """
+    import tvm
+
+    if isinstance(size, int) and size == 1:
+        return wanted
+    if isinstance(size, int) or (isinstance(wanted, int) and wanted == 1):
+        return size
+    if not tvm.sym.Analyzer().can_prove_equal(size, wanted):
+        raise Unsupported(f"whether {size} or {wanted} is 1 is only known at run time")
+    return size
 
 
 def _col2im(node: OpNode) -> Any:
@@ -152,10 +171,61 @@ def _split(node: OpNode) -> Any:
     return relax.Tuple(parts)
 
 
+def _reshape(node: OpNode) -> Any:
+    """A size that was computed, a number, as the only entry of a list of sizes."""
+    import tvm
+    from tvm import relax
+
+    from toolchain.tvm.operators.node import constant_value
+
+    if not isinstance(node.input(0).ty, tvm.ir.PrimType):
+        return node.default()
+    target = constant_value(node.input(1))
+    if target is None or target.tolist() not in ([1], [-1]):
+        raise Unsupported("a size known only at run time can't have this shape")
+    return relax.ShapeExpr([node.input(0)])
+
+
+def _div(node: OpNode) -> Any:
+    """Of sizes, rounded down, as the sizes of convolutions are: ONNX rounds towards 0, which is the same from 0 on."""
+    import tvm
+    from tvm import tirx
+
+    from toolchain.tvm.operators.node import constant_value
+
+    size, divisor = node.input(0), constant_value(node.input(1))
+    if not tvm.ir.is_prim_expr(size) or divisor is None or divisor.size != 1 or int(divisor.reshape(())) < 1:
+        return node.default()
+    analyzer = tvm.sym.Analyzer()
+    for variable in tirx.analysis.undefined_vars(size, []):
+        analyzer.bind(variable, tvm.ir.Range(0, 1 << 40))
+    if not analyzer.can_prove(size >= 0):
+        return node.default()
+    return tirx.floordiv(size, tirx.const(int(divisor.reshape(())), "int64"))
+
+
+def _range(node: OpNode) -> Any:
+    """Up to a size of the model, one by one: as long as that size says, where TVM makes up a size of its own."""
+    import tvm
+    from tvm import relax
+
+    from toolchain.tvm.operators.node import constant_value
+
+    start, step = (constant_value(node.input(index)) for index in (0, 2))
+    limit = node.input(1)
+    whole = start is not None and str(start.dtype) == "int64" and start.size == 1 and int(start.reshape(())) == 0
+    if not whole or step is None or int(step.reshape(())) != 1 or not tvm.ir.is_prim_expr(limit):
+        return node.default()
+    return relax.op.arange(0, limit, 1, "int64")
+
+
 CONVERTERS: dict[str, Converter] = {
     "Col2Im": _col2im,
     "Concat": _concat,
+    "Div": _div,
     "Expand": _expand,
+    "Range": _range,
+    "Reshape": _reshape,
     "ReverseSequence": _reverse_sequence,
     "SpaceToDepth": _space_to_depth,
     "Split": _split,
