@@ -72,12 +72,12 @@ class TlsFiles(NamedTuple):
     certificate: str
     key: str
 
-    def context(self) -> ssl.SSLContext:
-        """A server's TLS context: TLS 1.2 or newer, HTTP/1.1."""
+    def context(self, protocol: str) -> ssl.SSLContext:
+        """A server's TLS context: TLS 1.2 or newer, one protocol by its ALPN name."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(self.certificate, self.key)
-        context.set_alpn_protocols(["http/1.1"])
+        context.set_alpn_protocols([protocol])
         return context
 
 
@@ -160,10 +160,11 @@ async def start(
 
         # First, for who asks over HTTP whether the server is ready may use gRPC at once.
         grpc = GrpcServer(core, settings, memory)
-        await grpc.listen(listen.host, listen.grpc_port, tls, listen.reuse_port)
+        await grpc.listen(listen.host, listen.grpc_port, tls.context("h2") if tls else None, listen.reuse_port)
         http.also.append(grpc.metrics)
     try:
-        await http.listen(listen.host, listen.http_port, tls.context() if tls else None, listen.reuse_port)
+        context = tls.context("http/1.1") if tls else None
+        await http.listen(listen.host, listen.http_port, context, listen.reuse_port)
     except BaseException:
         if grpc is not None:
             await grpc.drain(0)

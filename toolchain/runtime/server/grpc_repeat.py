@@ -6,7 +6,6 @@ when the same bytes come again, followed by raw contents of the same lengths, on
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from toolchain.runtime.server.api import InferRequest, InferResponse
 from toolchain.runtime.server.datatypes import to_raw
-from toolchain.runtime.server.repeats import Repeats
+from toolchain.runtime.server.repeats import Repeats, renewed
 from toolchain.runtime.server.rest_repeat import KEPT, LONGEST, LOOKED_AT, TOLD
 
 if TYPE_CHECKING:
@@ -60,18 +59,7 @@ class KnownRequests:
                     return None
                 array: np.ndarray = np.ndarray(shape, dtype, data, start)
                 inputs[name] = array if array.flags.aligned else array.copy()
-            request = InferRequest(
-                like.model,
-                like.version,
-                inputs,
-                like.outputs,
-                like.id,
-                like.priority,
-                like.timeout_us,
-                like.bf16,
-                like.parameters,
-                time.monotonic_ns(),
-            )
+            request = renewed(like, like.model, like.version, inputs)
             return request, wishes
         return None
 

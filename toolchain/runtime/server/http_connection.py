@@ -281,14 +281,14 @@ class HttpConnection(QuickAnswering, asyncio.BufferedProtocol):
             return
         elif self.phase == IDLE:
             if now > self.deadline:
-                self.close_idle()
+                self.go_away()
         elif self.phase == HEAD:
             if now > self.deadline:
                 self._refuse(error_reply(408, "the request's headers did not come in time"))
         elif now > self.deadline or now > self.stall:
             self._refuse(error_reply(408, "the request's body did not come in time"))
 
-    def close_idle(self) -> None:
+    def go_away(self) -> None:
         """Close, unless a request is being received or answered."""
         if self.current is None and self.phase == IDLE and not self.queue:
             self.closing = True

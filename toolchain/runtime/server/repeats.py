@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from typing import TYPE_CHECKING
+
+from toolchain.runtime.server.api import InferRequest
+
+if TYPE_CHECKING:
+    import numpy as np
+
 _SEEN = 8192
 
 
@@ -23,3 +31,19 @@ class Repeats:
             self._seen.clear()
         self._seen.add(mark)
         return False
+
+
+def renewed(like: InferRequest, model: str, version: str, inputs: dict[str, np.ndarray]) -> InferRequest:
+    """A request like an earlier one, with its own inputs, that comes now."""
+    return InferRequest(
+        model,
+        version,
+        inputs,
+        like.outputs,
+        like.id,
+        like.priority,
+        like.timeout_us,
+        like.bf16,
+        like.parameters,
+        time.monotonic_ns(),
+    )

@@ -7,7 +7,6 @@ and with any other number it goes the long way.  In answers everything but the v
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ import orjson
 
 from toolchain.runtime.server.api import InferRequest, InferResponse
 from toolchain.runtime.server.datatypes import DTYPES, NAMES, to_raw
-from toolchain.runtime.server.repeats import Repeats
+from toolchain.runtime.server.repeats import Repeats, renewed
 
 if TYPE_CHECKING:
     from toolchain.runtime.server.rest_codec import Plan
@@ -62,18 +61,7 @@ class Descriptions:
             array: np.ndarray = np.ndarray(shape, dtype, tail, start)
             inputs[name] = array if array.flags.aligned else array.copy()
         like = known.request
-        request = InferRequest(
-            model,
-            version,
-            inputs,
-            like.outputs,
-            like.id,
-            like.priority,
-            like.timeout_us,
-            like.bf16,
-            like.parameters,
-            time.monotonic_ns(),
-        )
+        request = renewed(like, model, version, inputs)
         return request, known.plan
 
     def meet(self, text: bytes, tail: memoryview, document: dict[str, Any], request: InferRequest, plan: Plan) -> None:
