@@ -187,6 +187,15 @@ def test_outputs_that_are_inputs_weights_or_twice_the_same_are_copied(tmp_path: 
         assert got.shape == want.shape
 
 
+def test_weights_of_equal_value_are_held_once(tmp_path: Path) -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    nodes = [helper.make_node("MatMul", [f"v{i}", f"w{i}"], [f"v{i + 1}"]) for i in range(8)]
+    copies = {f"w{i}": weight for i in range(8)}
+    model = model_of(nodes, {"v0": (TensorProto.FLOAT, [1, 64])}, {"v8": (TensorProto.FLOAT, [1, 64])}, **copies)
+    build(model, tmp_path / "m.so")
+    assert NativeEngine(tmp_path / "m.so", 1).weight_bytes < 1.5 * weight.nbytes
+
+
 def test_kernels_with_names_of_c_functions_do_not_clash(tmp_path: Path) -> None:
     model = model_of(
         [

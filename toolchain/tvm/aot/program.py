@@ -6,6 +6,7 @@ and allocations (the pipeline's phase ``dataflow``).  Whatever else a function d
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 Place = Literal["input", "output", "buffer", "weight"]
-
-_SMALL = 4096
-"""Weights up to so many bytes are compared by content."""
 
 _RESHAPES = ("relax.reshape", "relax.memory.view", "relax.memory.ensure_zero_offset")
 
@@ -181,10 +179,10 @@ class _Reader:
         raise PlanError(f"it uses a value of the kind {type(value).__name__}")
 
     def _weight(self, tensor: Any) -> Value:
-        """One weight for each tensor, however many constants share it."""
+        """One weight for each value, however many constants hold it: every step of a recurrent network has its own."""
         check_dtype(str(tensor.dtype))
         array = tensor.numpy()
-        key = (array.shape, str(array.dtype), array.tobytes()) if array.nbytes <= _SMALL else array.ctypes.data
+        key = (array.shape, str(array.dtype), hashlib.sha256(array.tobytes()).digest())
         if key not in self._weights:
             self._weights[key] = Value("weight", len(self._program.weights))
             self._program.weights.append(array)
